@@ -1,0 +1,1 @@
+//! Genus: reading and writing model folders and training state

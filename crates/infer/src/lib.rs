@@ -1,0 +1,1 @@
+//! Genus: generation and scoring

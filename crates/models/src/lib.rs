@@ -1,0 +1,1 @@
+//! Genus: one file per model of the family, and the registry

@@ -1,0 +1,1 @@
+//! Genus: the blocks that every model of the family is built from

@@ -1,0 +1,1 @@
+//! Genus: fused, differentiable operations and their kernels

@@ -1,0 +1,1 @@
+//! Genus: tokenizers, corpora and datasets

@@ -1,0 +1,1 @@
+//! Genus: objectives, the training loop, resuming and metrics
