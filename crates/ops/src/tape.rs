@@ -1,0 +1,526 @@
+//! The tape: which operations ran, in order, and how gradients flow back through each.
+//!
+//! A [`Value`] is a candle tensor and, if gradients are wanted, its place on the tape. Every operation of this crate takes and
+//! returns values; while the tape records, it pushes one entry with a closure that turns the gradients of its outputs into
+//! gradients of its inputs. [`Tape::backward`] pops the entries in reverse, so each entry's saved tensors are freed as soon as
+//! they were used, without recursion. Gradients of parameters are accumulated in place in buffers that live as long as the
+//! parameter.
+
+use crate::array::{on_kernel, tensor, uninit, with_slice, with_slice_mut};
+use crate::rng::Key;
+use crate::{Error, Result};
+use candle_core::{Tensor, Var};
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// A trainable tensor of a model, with its gradient. Clones share both.
+#[derive(Clone, Debug)]
+pub struct Param(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    tensor: RwLock<Tensor>,
+    trainable: AtomicBool,
+    gradient: Mutex<Gradient>,
+}
+
+/// The gradient's buffer stays allocated between steps; `reached` says whether it holds this step's gradient.
+#[derive(Debug, Default)]
+struct Gradient {
+    tensor: Option<Tensor>,
+    reached: bool,
+}
+
+impl Param {
+    /// A trainable parameter.
+    pub fn new(name: impl Into<String>, tensor: Tensor) -> Self {
+        Param(Arc::new(Inner {
+            name: name.into(),
+            tensor: RwLock::new(tensor),
+            trainable: AtomicBool::new(true),
+            gradient: Mutex::default(),
+        }))
+    }
+
+    /// The name inside the model.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The current value.
+    pub fn tensor(&self) -> Tensor {
+        self.0.tensor.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the value by another tensor of the same shape.
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn set(&self, tensor: Tensor) -> Result<()> {
+        let mut t = self.0.tensor.write().unwrap_or_else(PoisonError::into_inner);
+        if t.dims() != tensor.dims() {
+            return Err(Error::shape("set parameter", "value", tensor.dims(), format!("{:?}", t.dims())));
+        }
+        *t = tensor;
+        Ok(())
+    }
+
+    /// Whether it learns.
+    pub fn trainable(&self) -> bool {
+        self.0.trainable.load(Ordering::Relaxed)
+    }
+
+    /// Freezes the parameter or lets it learn.
+    pub fn set_trainable(&self, trainable: bool) {
+        self.0.trainable.store(trainable, Ordering::Relaxed);
+    }
+
+    /// The gradient accumulated since it was last cleared, if the backward pass reached this parameter.
+    pub fn grad(&self) -> Option<Tensor> {
+        let g = self.gradient();
+        if g.reached { g.tensor.clone() } else { None }
+    }
+
+    /// Forgets the gradient; its buffer is kept for the next one.
+    pub fn clear_grad(&self) {
+        self.gradient().reached = false;
+    }
+
+    /// Whether two handles are the same parameter.
+    pub fn same(&self, other: &Param) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn gradient(&self) -> MutexGuard<'_, Gradient> {
+        self.0.gradient.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The names of trainable parameters without a gradient are an error: such a parameter would silently stop learning.
+pub fn check_reached<'a>(params: impl IntoIterator<Item = &'a Param>) -> Result<()> {
+    let names: Vec<String> = params
+        .into_iter()
+        .filter(|p| p.trainable() && !p.gradient().reached)
+        .map(|p| p.name().to_owned())
+        .collect();
+    if names.is_empty() { Ok(()) } else { Err(Error::NoGradient { names }) }
+}
+
+/// Where a gradient goes: an entry's output on the tape, or a parameter.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    Node(usize),
+    Param(Param),
+}
+
+/// A tensor in a computation. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Value {
+    tensor: Tensor,
+    target: Option<Target>,
+}
+
+impl Value {
+    /// A value that no gradient flows to.
+    pub fn constant(tensor: Tensor) -> Self {
+        Value { tensor, target: None }
+    }
+
+    /// The tensor.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// The shape.
+    pub fn dims(&self) -> &[usize] {
+        self.tensor.dims()
+    }
+
+    /// Number of rows of a `[rows, ...]` value.
+    pub fn rows(&self) -> usize {
+        self.dims().first().copied().unwrap_or(1)
+    }
+
+    /// Whether a gradient is wanted.
+    pub fn tracked(&self) -> bool {
+        self.target.is_some()
+    }
+
+    pub(crate) fn target(&self) -> Option<Target> {
+        self.target.clone()
+    }
+}
+
+struct Slot {
+    tensor: Tensor,
+    /// False when another tensor shares the storage, so that it must not be written.
+    owned: bool,
+}
+
+/// The gradients on their way back.
+#[derive(Default)]
+pub(crate) struct Grads {
+    slots: Vec<Option<Slot>>,
+}
+
+impl Grads {
+    /// Takes the gradient of an entry's output; `None` when nothing used it.
+    pub fn take(&mut self, node: usize) -> Option<Tensor> {
+        self.slots.get_mut(node)?.take().map(|s| s.tensor)
+    }
+
+    fn slot(&mut self, node: usize) -> &mut Option<Slot> {
+        if self.slots.len() <= node {
+            self.slots.resize_with(node + 1, || None);
+        }
+        &mut self.slots[node]
+    }
+
+    /// Adds a gradient that nobody else holds.
+    pub fn add(&mut self, target: &Option<Target>, g: Tensor) -> Result<()> {
+        self.add_slot(target, g, true)
+    }
+
+    /// Adds a gradient whose storage others may still read.
+    pub fn add_shared(&mut self, target: &Option<Target>, g: &Tensor) -> Result<()> {
+        self.add_slot(target, g.clone(), false)
+    }
+
+    fn add_slot(&mut self, target: &Option<Target>, g: Tensor, owned: bool) -> Result<()> {
+        match target {
+            None => Ok(()),
+            Some(Target::Param(p)) => {
+                let mut grad = p.gradient();
+                match (&grad.tensor, grad.reached) {
+                    (Some(t), true) if on_kernel(t) => crate::array::add_into(t, &g)?,
+                    (Some(t), true) => grad.tensor = Some(t.add(&g)?),
+                    _ => grad.tensor = Some(if owned { g } else { g.copy()? }),
+                }
+                grad.reached = true;
+                Ok(())
+            }
+            Some(Target::Node(i)) => {
+                let slot = self.slot(*i);
+                match slot {
+                    None => *slot = Some(Slot { tensor: g, owned }),
+                    Some(s) if s.owned && on_kernel(&s.tensor) => crate::array::add_into(&s.tensor, &g)?,
+                    Some(s) => *slot = Some(Slot { tensor: s.tensor.add(&g)?, owned: true }),
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets a CPU kernel write a gradient where it accumulates: `f(buffer, accumulate)` adds to what is there, or writes all of
+    /// it when `accumulate` is false.
+    pub fn write(
+        &mut self,
+        target: &Option<Target>,
+        shape: &[usize],
+        f: impl FnOnce(&mut [f32], bool),
+    ) -> Result<()> {
+        let n = shape.iter().product();
+        match target {
+            None => Ok(()),
+            Some(Target::Param(p)) => {
+                let mut grad = p.gradient();
+                let accumulate = grad.reached && grad.tensor.is_some();
+                let t = match &grad.tensor {
+                    Some(t) => t.clone(),
+                    None => {
+                        let t = tensor(uninit(n), shape)?;
+                        grad.tensor = Some(t.clone());
+                        t
+                    }
+                };
+                with_slice_mut(&t, |g| f(g, accumulate))?;
+                grad.reached = true;
+                Ok(())
+            }
+            Some(Target::Node(i)) => {
+                let slot = self.slot(*i);
+                match slot {
+                    Some(s) => {
+                        if !s.owned {
+                            *s = Slot { tensor: tensor(with_slice(&s.tensor, <[f32]>::to_vec)?, shape)?, owned: true };
+                        }
+                        with_slice_mut(&s.tensor, |g| f(g, true))
+                    }
+                    None => {
+                        let mut buffer = uninit(n);
+                        f(&mut buffer, false);
+                        *slot = Some(Slot { tensor: tensor(buffer, shape)?, owned: true });
+                        Ok(())
+                    }
+                }
+            }
+        }
+    }
+}
+
+type Backward = Box<dyn FnOnce(&mut Grads) -> Result<()>>;
+
+/// Which way operations run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Path {
+    /// The kernel where there is one, else the definition.
+    #[default]
+    Kernels,
+    /// The definition everywhere: what the kernels are checked against.
+    Definitions,
+}
+
+/// Records the operations of one forward pass.
+pub struct Tape {
+    entries: RefCell<Vec<Backward>>,
+    nodes: Cell<usize>,
+    recording: bool,
+    path: Path,
+    dropout: Option<Key>,
+    draws: Cell<u64>,
+}
+
+impl Tape {
+    fn with(recording: bool, dropout: Option<Key>) -> Self {
+        Tape {
+            entries: RefCell::default(),
+            nodes: Cell::new(0),
+            recording,
+            path: Path::default(),
+            dropout,
+            draws: Cell::new(0),
+        }
+    }
+
+    /// For inference: nothing is recorded, no dropout.
+    pub fn inference() -> Self {
+        Self::with(false, None)
+    }
+
+    /// Records for gradients, without dropout.
+    pub fn recording() -> Self {
+        Self::with(true, None)
+    }
+
+    /// Records for gradients, with dropout drawn from `key` (a run's seed and step).
+    pub fn training(key: Key) -> Self {
+        Self::with(true, Some(key))
+    }
+
+    /// The same tape with another way of running operations.
+    pub fn with_path(mut self, path: Path) -> Self {
+        self.path = path;
+        self
+    }
+
+    /// Whether it records.
+    pub fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// Whether an operation on this tensor has a kernel to run.
+    pub(crate) fn kernel(&self, t: &Tensor) -> bool {
+        self.path == Path::Kernels && on_kernel(t)
+    }
+
+    /// The key of the next dropout of rate `p`, or `None` when nothing is dropped.
+    pub(crate) fn draw(&self, p: f32) -> Option<Key> {
+        let key = self.dropout.filter(|_| p > 0.0)?;
+        let i = self.draws.get();
+        self.draws.set(i + 1);
+        Some(key.child(i))
+    }
+
+    /// A parameter as a value.
+    pub fn param(&self, p: &Param) -> Value {
+        let target = (self.recording && p.trainable()).then(|| Target::Param(p.clone()));
+        Value { tensor: p.tensor(), target }
+    }
+
+    /// An input whose gradient is wanted (read it from [`Gradients::of`]).
+    pub fn leaf(&self, tensor: Tensor) -> Value {
+        let target = self.recording.then(|| Target::Node(self.node()));
+        Value { tensor, target }
+    }
+
+    fn node(&self) -> usize {
+        let i = self.nodes.get();
+        self.nodes.set(i + 1);
+        i
+    }
+
+    /// The value of an operation with one output. `backward` receives the output's gradient; it is not recorded unless one of
+    /// `inputs` is tracked.
+    pub(crate) fn push(
+        &self,
+        inputs: &[&Value],
+        output: Tensor,
+        backward: impl FnOnce(Tensor, &mut Grads) -> Result<()> + 'static,
+    ) -> Value {
+        if !self.recording || !inputs.iter().any(|v| v.tracked()) {
+            return Value::constant(output);
+        }
+        let node = self.node();
+        self.entries.borrow_mut().push(Box::new(move |grads| match grads.take(node) {
+            Some(g) => backward(g, grads),
+            None => Ok(()),
+        }));
+        Value { tensor: output, target: Some(Target::Node(node)) }
+    }
+
+    /// As [`Tape::push`], for an operation with two outputs, of which either may stay unused.
+    pub(crate) fn push2(
+        &self,
+        inputs: &[&Value],
+        outputs: [Tensor; 2],
+        backward: impl FnOnce([Option<Tensor>; 2], &mut Grads) -> Result<()> + 'static,
+    ) -> [Value; 2] {
+        if !self.recording || !inputs.iter().any(|v| v.tracked()) {
+            return outputs.map(Value::constant);
+        }
+        let nodes = [self.node(), self.node()];
+        self.entries.borrow_mut().push(Box::new(move |grads| {
+            let g = nodes.map(|n| grads.take(n));
+            if g.iter().all(Option::is_none) { Ok(()) } else { backward(g, grads) }
+        }));
+        let mut nodes = nodes.into_iter();
+        outputs.map(|tensor| Value { tensor, target: nodes.next().map(Target::Node) })
+    }
+
+    /// Runs an operation by its definition: `f` is composed of candle's differentiable primitives, and candle's own backward
+    /// gives the gradients of this one operation.
+    pub(crate) fn composed<const N: usize>(
+        &self,
+        inputs: &[&Value],
+        f: impl FnOnce(&[Tensor]) -> Result<[Tensor; N]>,
+    ) -> Result<[Value; N]> {
+        let tracked = self.recording && inputs.iter().any(|v| v.tracked());
+        if !tracked {
+            let tensors: Vec<Tensor> = inputs.iter().map(|v| v.tensor.clone()).collect();
+            return Ok(f(&tensors)?.map(Value::constant));
+        }
+        let mut leaves = Vec::new();
+        let mut tensors = Vec::new();
+        for v in inputs {
+            if v.tracked() {
+                let leaf = Var::from_tensor(&v.tensor)?;
+                tensors.push(leaf.as_tensor().clone());
+                leaves.push((leaf, v.target()));
+            } else {
+                tensors.push(v.tensor.clone());
+            }
+        }
+        let outputs = f(&tensors)?;
+        let detached: Vec<Tensor> = outputs.iter().map(Tensor::detach).collect();
+        let nodes: [usize; N] = std::array::from_fn(|_| self.node());
+        self.entries.borrow_mut().push(Box::new(move |grads| {
+            let mut total: Option<Tensor> = None;
+            for (output, node) in outputs.iter().zip(nodes) {
+                if let Some(g) = grads.take(node) {
+                    let term = output.mul(&g)?.sum_all()?;
+                    total = Some(match total {
+                        Some(t) => t.add(&term)?,
+                        None => term,
+                    });
+                }
+            }
+            let Some(total) = total else { return Ok(()) };
+            let mut store = total.backward()?;
+            for (leaf, target) in &leaves {
+                let g = match store.remove(leaf.as_tensor()) {
+                    Some(g) => g,
+                    None => leaf.as_tensor().zeros_like()?,
+                };
+                grads.add(target, g.detach())?;
+            }
+            Ok(())
+        }));
+        let mut i = 0;
+        Ok(std::array::from_fn(|_| {
+            let v = Value { tensor: detached[i].clone(), target: Some(Target::Node(nodes[i])) };
+            i += 1;
+            v
+        }))
+    }
+
+    /// Runs `f` without keeping what its backward needs; the backward pass runs it again (activation checkpointing, Chen et al.
+    /// 2016, arXiv 1604.06174). Dropout inside sees the same masks both times.
+    pub fn recompute(
+        &self,
+        input: &Value,
+        f: impl Fn(&Tape, &Value) -> Result<Value> + 'static,
+    ) -> Result<Value> {
+        let sub = |recording| Tape {
+            entries: RefCell::default(),
+            nodes: Cell::new(0),
+            recording,
+            path: self.path,
+            dropout: self.dropout,
+            draws: Cell::new(self.draws.get()),
+        };
+        if !self.recording {
+            return f(self, input);
+        }
+        let (first, again) = (sub(false), sub(true));
+        let output = f(&first, &Value::constant(input.tensor.clone()))?;
+        self.draws.set(first.draws.get());
+        let node = self.node();
+        let (tensor, target) = (input.tensor.clone(), input.target());
+        self.entries.borrow_mut().push(Box::new(move |grads| {
+            let Some(g) = grads.take(node) else { return Ok(()) };
+            let leaf = again.leaf(tensor);
+            let output = f(&again, &leaf)?;
+            let mut inner = again.run_backward(&output, g)?;
+            if let Some(Target::Node(i)) = leaf.target
+                && let Some(g) = inner.take(i)
+            {
+                grads.add(&target, g)?;
+            }
+            Ok(())
+        }));
+        Ok(Value { tensor: output.tensor, target: Some(Target::Node(node)) })
+    }
+
+    /// Sends gradients back from a scalar `loss`, whose own gradient is 1. Gradients of parameters arrive in
+    /// [`Param::grad`], those of [`Tape::leaf`] values in the result. The tape is empty afterwards.
+    ///
+    /// # Errors
+    /// When `loss` is not a scalar or not on the tape.
+    pub fn backward(&self, loss: &Value) -> Result<Gradients> {
+        if loss.tensor.elem_count() != 1 {
+            return Err(Error::shape("backward", "loss", loss.dims(), "a scalar"));
+        }
+        let one = loss.tensor.ones_like()?;
+        Ok(Gradients(self.run_backward(loss, one)?))
+    }
+
+    fn run_backward(&self, output: &Value, g: Tensor) -> Result<Grads> {
+        if !output.tracked() {
+            return Err(Error::NotRecorded);
+        }
+        let mut grads = Grads::default();
+        grads.add(&output.target, g)?;
+        loop {
+            let entry = self.entries.borrow_mut().pop();
+            match entry {
+                Some(entry) => entry(&mut grads)?,
+                None => return Ok(grads),
+            }
+        }
+    }
+}
+
+/// The gradients of a tape's leaves after [`Tape::backward`].
+pub struct Gradients(Grads);
+
+impl Gradients {
+    /// The gradient of a [`Tape::leaf`]; `None` when the loss does not depend on it.
+    pub fn of(&self, leaf: &Value) -> Option<Tensor> {
+        match leaf.target {
+            Some(Target::Node(i)) => self.0.slots.get(i)?.as_ref().map(|s| s.tensor.clone()),
+            _ => None,
+        }
+    }
+}
