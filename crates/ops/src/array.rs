@@ -92,10 +92,7 @@ unsafe impl Send for Rows {}
 unsafe impl Sync for Rows {}
 
 /// Runs `f` on views of 2-D f32 CPU tensors with contiguous columns (narrowed columns of a wider tensor are such views).
-pub(crate) fn with_rows<const N: usize, R>(
-    tensors: [&Tensor; N],
-    f: impl FnOnce([Rows; N]) -> R,
-) -> Result<R> {
+pub(crate) fn with_rows<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([Rows; N]) -> R) -> Result<R> {
     let owned: Vec<Tensor> = tensors
         .iter()
         .map(|t| {
@@ -107,10 +104,9 @@ pub(crate) fn with_rows<const N: usize, R>(
     let mut rows = Vec::with_capacity(N);
     for (storage, layout) in &guards {
         match &**storage {
-            Storage::Cpu(CpuStorage::F32(v)) => rows.push(Rows {
-                ptr: v[layout.start_offset().min(v.len())..].as_ptr(),
-                stride: layout.stride()[0],
-            }),
+            Storage::Cpu(CpuStorage::F32(v)) => {
+                rows.push(Rows { ptr: v[layout.start_offset().min(v.len())..].as_ptr(), stride: layout.stride()[0] })
+            }
             _ => return Err(Error::DType { op: "read", found: "other".into(), expected: "f32 on the CPU" }),
         }
     }

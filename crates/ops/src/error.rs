@@ -68,12 +68,7 @@ impl Error {
     }
 
     /// A value error.
-    pub fn value(
-        op: &'static str,
-        what: &'static str,
-        found: impl ToString,
-        expected: impl Into<String>,
-    ) -> Self {
+    pub fn value(op: &'static str, what: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
         Error::Value { op, what, found: found.to_string(), expected: expected.into() }
     }
 }

@@ -12,9 +12,9 @@
 
 use crate::array::SendPtr;
 use crate::pool;
-use crate::simd::{Level, Portable, Simd, level};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
+use crate::simd::{Level, Portable, Simd, level};
 use std::cell::RefCell;
 
 /// Depth of a block.
@@ -85,16 +85,7 @@ thread_local! {
 ///
 /// # Safety
 /// The views and `c` cover the stated shapes, and `c` overlaps neither of the inputs.
-pub(crate) unsafe fn gemm(
-    m: usize,
-    n: usize,
-    k: usize,
-    a: Mat,
-    b: Mat,
-    c: *mut f32,
-    ldc: usize,
-    init: Init<'_>,
-) {
+pub(crate) unsafe fn gemm(m: usize, n: usize, k: usize, a: Mat, b: Mat, c: *mut f32, ldc: usize, init: Init<'_>) {
     if m == 0 || n == 0 {
         return;
     }

@@ -1,17 +1,39 @@
 //! Fused, differentiable operations and their kernels.
+//!
+//! Every operation takes a [`Tape`] and [`Value`]s, checks shapes, and runs its CPU kernel (f32) or its definition, which is
+//! composed of candle's primitives and holds for any device and for f64. Hidden states are `[n, d]`, a flat stream of the
+//! tokens of all sequences; [`Spans`] says where each begins.
 
+mod activation;
 mod array;
+mod attention;
+mod cross_entropy;
+mod embedding;
 mod error;
+mod feed_forward;
 mod gemm;
+mod linear;
+mod norm;
+mod optim;
 pub mod pool;
 pub mod rng;
+mod rows;
 mod simd;
 mod spans;
 mod tape;
 
+pub use activation::Activation;
 pub use array::{scalar, to_vec, with_slice, with_slice_mut};
+pub use attention::{AttentionSpec, Mask, Qkv, attention};
 pub use candle_core::{DType, Device, Tensor};
+pub use cross_entropy::{IGNORE, Projection, cross_entropy};
+pub use embedding::embedding;
 pub use error::{Error, Result};
+pub use feed_forward::{Dense, feed_forward};
+pub use linear::{Layout, linear};
+pub use norm::{Branch, Norm, residual, residual_norm};
+pub use optim::{AdamW, Moments, adamw, grad_norm};
+pub use rows::{copy_rows, dropout, gather_rows, weighted_sum};
 pub use simd::{Level, level, with_level};
 pub use spans::Spans;
 pub use tape::{Gradients, Param, Path, Tape, Value, check_reached};

@@ -89,9 +89,7 @@ fn pool() -> &'static Pool {
             wake: Condvar::new(),
         }));
         let started = (1..threads)
-            .filter(|i| {
-                std::thread::Builder::new().name(format!("genus-{i}")).spawn(move || worker(shared)).is_ok()
-            })
+            .filter(|i| std::thread::Builder::new().name(format!("genus-{i}")).spawn(move || worker(shared)).is_ok())
             .count();
         Pool { shared, submit: Mutex::new(0), threads: started + 1 }
     })

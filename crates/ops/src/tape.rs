@@ -100,11 +100,8 @@ impl Param {
 
 /// The names of trainable parameters without a gradient are an error: such a parameter would silently stop learning.
 pub fn check_reached<'a>(params: impl IntoIterator<Item = &'a Param>) -> Result<()> {
-    let names: Vec<String> = params
-        .into_iter()
-        .filter(|p| p.trainable() && !p.gradient().reached)
-        .map(|p| p.name().to_owned())
-        .collect();
+    let names: Vec<String> =
+        params.into_iter().filter(|p| p.trainable() && !p.gradient().reached).map(|p| p.name().to_owned()).collect();
     if names.is_empty() { Ok(()) } else { Err(Error::NoGradient { names }) }
 }
 
@@ -215,12 +212,7 @@ impl Grads {
 
     /// Lets a CPU kernel write a gradient where it accumulates: `f(buffer, accumulate)` adds to what is there, or writes all of
     /// it when `accumulate` is false.
-    pub fn write(
-        &mut self,
-        target: &Option<Target>,
-        shape: &[usize],
-        f: impl FnOnce(&mut [f32], bool),
-    ) -> Result<()> {
+    pub fn write(&mut self, target: &Option<Target>, shape: &[usize], f: impl FnOnce(&mut [f32], bool)) -> Result<()> {
         let n = shape.iter().product();
         match target {
             None => Ok(()),
@@ -447,11 +439,7 @@ impl Tape {
 
     /// Runs `f` without keeping what its backward needs; the backward pass runs it again (activation checkpointing, Chen et al.
     /// 2016, arXiv 1604.06174). Dropout inside sees the same masks both times.
-    pub fn recompute(
-        &self,
-        input: &Value,
-        f: impl Fn(&Tape, &Value) -> Result<Value> + 'static,
-    ) -> Result<Value> {
+    pub fn recompute(&self, input: &Value, f: impl Fn(&Tape, &Value) -> Result<Value> + 'static) -> Result<Value> {
         let sub = |recording| Tape {
             entries: RefCell::default(),
             nodes: Cell::new(0),

@@ -34,14 +34,7 @@ pub(crate) unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
         let x = S::min(S::max(x, S::splat(-7.905_311)), S::splat(7.905_311));
         let x2 = S::mul(x, x);
         let mut p = S::splat(-2.760_768_5e-16);
-        for c in [
-            2.000_188e-13,
-            -8.604_672e-11,
-            5.122_297_1e-8,
-            1.485_722_4e-5,
-            6.372_619_3e-4,
-            4.893_525e-3,
-        ] {
+        for c in [2.000_188e-13, -8.604_672e-11, 5.122_297_1e-8, 1.485_722_4e-5, 6.372_619_3e-4, 4.893_525e-3] {
             p = S::fma(p, x2, S::splat(c));
         }
         let mut q = S::splat(1.198_258_4e-6);
@@ -60,14 +53,7 @@ pub(crate) unsafe fn erf<S: Simd>(x: S::V) -> S::V {
         let x = S::min(S::max(x, S::splat(-4.0)), S::splat(4.0));
         let x2 = S::mul(x, x);
         let mut p = S::splat(-2.726_142_3e-10);
-        for c in [
-            2.770_681_4e-8,
-            -2.101_024e-6,
-            -5.692_506_4e-5,
-            -7.349_906_4e-4,
-            -2.954_599_8e-3,
-            -1.609_603_3e-2,
-        ] {
+        for c in [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_4e-4, -2.954_599_8e-3, -1.609_603_3e-2] {
             p = S::fma(p, x2, S::splat(c));
         }
         let mut q = S::splat(-1.456_607_2e-5);
@@ -124,11 +110,9 @@ mod tests {
             }
         };
         for level in Level::available() {
-            for (which, exact, worst) in [
-                (0u8, &f64::exp as &dyn Fn(f64) -> f64, 3.0),
-                (1, &f64::tanh, 6.0),
-                (2, &erf64, 12.0),
-            ] {
+            for (which, exact, worst) in
+                [(0u8, &f64::exp as &dyn Fn(f64) -> f64, 3.0), (1, &f64::tanh, 6.0), (2, &erf64, 12.0)]
+            {
                 let mut y = vec![0f32; x.len()];
                 // SAFETY: slices of equal length.
                 with_level(level, || unsafe { run(which, &x, &mut y) });

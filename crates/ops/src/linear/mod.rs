@@ -1,0 +1,77 @@
+//! The affine map `y = act(x W + b)`.
+
+pub(crate) mod definition;
+
+use crate::{Activation, Error, Result, Tape, Value};
+
+/// How a weight matrix lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// `[d_in, d_out]`: GPT and GPT-2 (`Conv1D` in their code).
+    InOut,
+    /// `[d_out, d_in]`: BERT and most later models (`nn.Linear` in PyTorch).
+    OutIn,
+}
+
+impl Layout {
+    /// The shape of a weight from `d_in` to `d_out`.
+    pub fn shape(self, d_in: usize, d_out: usize) -> [usize; 2] {
+        match self {
+            Layout::InOut => [d_in, d_out],
+            Layout::OutIn => [d_out, d_in],
+        }
+    }
+
+    /// `(d_in, d_out)` of a weight in this layout.
+    ///
+    /// # Errors
+    /// When the weight is not a matrix.
+    pub fn dims(self, op: &'static str, weight: &Value) -> Result<(usize, usize)> {
+        match (self, weight.dims()) {
+            (Layout::InOut, &[i, o]) | (Layout::OutIn, &[o, i]) => Ok((i, o)),
+            (_, dims) => Err(Error::shape(op, "weight", dims, "a matrix")),
+        }
+    }
+}
+
+/// The rows and columns of a matrix argument.
+pub(crate) fn matrix(op: &'static str, what: &'static str, x: &Value) -> Result<(usize, usize)> {
+    match x.dims() {
+        &[n, d] => Ok((n, d)),
+        dims => Err(Error::shape(op, what, dims, "a matrix")),
+    }
+}
+
+/// Checks a vector argument's length.
+pub(crate) fn vector(op: &'static str, what: &'static str, x: &Value, len: usize) -> Result<()> {
+    if x.dims() == [len] { Ok(()) } else { Err(Error::shape(op, what, x.dims(), format!("[{len}]"))) }
+}
+
+/// `act(x W + b)`.
+///
+/// # Shapes
+/// `x` `[n, d_in]`, `weight` as `layout` says, `bias` `[d_out]`; the result `[n, d_out]`.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn linear(
+    tape: &Tape,
+    x: &Value,
+    weight: &Value,
+    bias: Option<&Value>,
+    layout: Layout,
+    activation: Activation,
+) -> Result<Value> {
+    let (_, d) = matrix("linear", "x", x)?;
+    let (d_in, d_out) = layout.dims("linear", weight)?;
+    if d != d_in {
+        return Err(Error::shape("linear", "x", x.dims(), format!("[n, {d_in}]")));
+    }
+    if let Some(b) = bias {
+        vector("linear", "bias", b, d_out)?;
+    }
+    let mut inputs = vec![x, weight];
+    inputs.extend(bias);
+    let [y] = tape.composed(&inputs, |t| Ok([definition::linear(&t[0], &t[1], t.get(2), layout, activation)?]))?;
+    Ok(y)
+}
