@@ -1,0 +1,589 @@
+"""Makes the fixtures of the parity tests from `transformers` on PyTorch.
+
+    python -m venv env && env/bin/pip install -r requirements.txt
+    env/bin/python generate.py            # rewrites every folder beside this file
+    env/bin/python generate.py --check    # makes them again elsewhere and compares the bytes
+
+Every checkpoint is tiny and random, drawn from a seeded generator; biases and norm weights are random as well, so that
+none sits at a value (0 or 1) that would hide a mistake. Sizes are odd on purpose: heads 12 wide, a vocabulary of 101.
+
+A folder holds a checkpoint and
+
+- `batch.json`: the input of `genus forward`: rows of unequal length padded at the right, random ids at padded places;
+- `expected.safetensors`: the reference's outputs with zeros at padded places, `hidden_states.<i>`, the loss, and
+  `grad.<name in the checkpoint>` for every tensor that the task uses (a tied tensor has the total under every name);
+- `batch-left.json`, `expected-left.safetensors` (two folders): the same rows padded at the left. Positions count each
+  row's real tokens from 0, so the gradients are those of `expected.safetensors`;
+- `steps.json`, `steps.safetensors` (two folders): ten AdamW steps with clipping and warm-up, and the weights after them;
+- `generation.json` (one folder): greedy continuations, one prompt at a time.
+
+`tolerances.json` says how far this reference (float32) is from the same computation in float64: for each tensor
+`max_abs`, the largest deviation, and `rel`, that deviation over the tensor's largest magnitude. A test that compares
+against a float32 reference cannot ask for less than that. One kind of tensor stands out: a key's bias moves every score
+of a row alike, so its true gradient is zero, what is computed is rounding alone, and Adam, which divides by the
+gradient's size, turns that into steps of arbitrary sign (the outputs do not notice). `counts.json` and `published/*.txt` come from models of the
+published sizes on the meta device: parameter counts, names and shapes.
+"""
+
+import argparse
+import filecmp
+import json
+import math
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
+from transformers import logging as hf_logging
+
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+
+VOCAB, POSITIONS = 101, 40
+
+
+# ---------------------------------------------------------------- models
+
+
+def gpt2_config(**changes):
+    fields = dict(vocab_size=VOCAB, n_positions=POSITIONS, n_embd=36, n_head=3, n_layer=3, n_inner=30, resid_pdrop=0.0,
+                  embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None, attn_implementation="eager")
+    return GPT2Config(**{**fields, **changes})
+
+
+def bert_config(**changes):
+    fields = dict(vocab_size=VOCAB, max_position_embeddings=POSITIONS, hidden_size=36, num_attention_heads=3,
+                  num_hidden_layers=2, intermediate_size=50, hidden_dropout_prob=0.0,
+                  attention_probs_dropout_prob=0.0, attn_implementation="eager")
+    return BertConfig(**{**fields, **changes})
+
+
+def build(kind, config, seed):
+    """A model whose every parameter is drawn from `seed`, at magnitudes that make attention and losses far from uniform."""
+    model = kind(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if p.ndim == 2:
+                p.copy_(noise * (0.4 if is_embedding(name) else 0.2))
+            elif is_norm(name) and name.endswith("weight"):
+                p.copy_(1.0 + 0.2 * noise)
+            else:
+                p.copy_(0.1 * noise)
+    return model
+
+
+def is_embedding(name):
+    return any(part in name for part in ("wte", "wpe", "embeddings"))
+
+
+def is_norm(name):
+    return "ln_" in name or "LayerNorm" in name
+
+
+# ---------------------------------------------------------------- batches
+
+
+def make_batch(seed, lengths, model_type, heads, keep_labels=0.8):
+    """Rows of unequal length padded at the right; padded places hold random ids that must have no effect."""
+    g = torch.Generator().manual_seed(seed)
+    rows, width = len(lengths), max(lengths)
+    batch = {
+        "input_ids": torch.randint(VOCAB, (rows, width), generator=g).tolist(),
+        "attention_mask": [[1] * n + [0] * (width - n) for n in lengths],
+    }
+    if model_type == "bert":
+        # the second segment starts somewhere inside the row; padded places hold 0 and 1 alike
+        starts = [int(torch.randint(1, n + 1, (1,), generator=g)) for n in lengths]
+        batch["token_type_ids"] = [[int(i >= s) for i in range(width)] for s in starts]
+    if "labels" in heads:
+        drawn = torch.randint(VOCAB, (rows, width), generator=g).tolist()
+        kept = (torch.rand((rows, width), generator=g) < keep_labels).tolist()
+        # The first token of a row has no label: under left padding the reference would let a padded place predict it.
+        first = 1 if model_type == "gpt2" else 0
+        source = batch["input_ids"] if model_type == "gpt2" else drawn
+        batch["labels"] = [
+            [source[r][i] if first <= i < n and kept[r][i] else -100 for i in range(width)]
+            for r, n in enumerate(lengths)
+        ]
+    if "next_sentence_label" in heads:
+        batch["next_sentence_label"] = torch.randint(2, (rows,), generator=g).tolist()
+    return batch
+
+
+def pad_left(batch):
+    """The same rows, padded at the left."""
+    lengths = [sum(row) for row in batch["attention_mask"]]
+    out = {}
+    for name, rows in batch.items():
+        out[name] = rows if name == "next_sentence_label" else [r[n:] + r[:n] for r, n in zip(rows, lengths)]
+    return out
+
+
+def positions(mask):
+    """Positions count a row's real tokens from 0."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+# ---------------------------------------------------------------- the reference
+
+
+def cross_entropy(logits, labels):
+    return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-100)
+
+
+def run(model, batch, hidden=False):
+    """Outputs and loss. The loss is written out because the reference's own casts logits to float32, also in float64;
+    where the model computes one, it is checked against it."""
+    t = {name: torch.tensor(rows) for name, rows in batch.items()}
+    mask = t["attention_mask"]
+    inputs = dict(input_ids=t["input_ids"], attention_mask=mask, position_ids=positions(mask))
+    if "token_type_ids" in t:
+        inputs["token_type_ids"] = t["token_type_ids"]
+    labels, pairs = t.get("labels"), t.get("next_sentence_label")
+    loss = None
+    is_gpt2 = model.config.model_type == "gpt2"
+    extra = {}
+    if isinstance(model, BertForNextSentencePrediction):
+        extra = dict(labels=pairs) if pairs is not None else {}
+    elif isinstance(model, BertForPreTraining):
+        extra = dict(labels=labels, next_sentence_label=pairs) if labels is not None else {}
+    elif labels is not None:
+        extra = dict(labels=labels)
+    cache = dict(use_cache=False) if is_gpt2 else {}
+    o = model(**inputs, **extra, **cache, output_hidden_states=hidden, return_dict=True)
+    if isinstance(model, GPT2LMHeadModel) and labels is not None:
+        loss = cross_entropy(o.logits[:, :-1], labels[:, 1:])
+    elif isinstance(model, BertForMaskedLM) and labels is not None:
+        loss = cross_entropy(o.logits, labels)
+    elif isinstance(model, BertForNextSentencePrediction) and pairs is not None:
+        loss = cross_entropy(o.logits, pairs)
+    elif isinstance(model, BertForPreTraining) and labels is not None:
+        loss = cross_entropy(o.prediction_logits, labels) + cross_entropy(o.seq_relationship_logits, pairs)
+    out = {}
+    if loss is not None:
+        assert abs(loss.item() - o.loss.item()) < 1e-5, (loss, o.loss)
+        out["loss"] = loss
+    for name in ("logits", "prediction_logits", "seq_relationship_logits", "last_hidden_state", "pooler_output"):
+        value = getattr(o, name, None)
+        if value is not None:
+            out[name] = zero_padding(value, mask)
+    if hidden:
+        for i, value in enumerate(o.hidden_states):
+            out[f"hidden_states.{i}"] = zero_padding(value, mask)
+    return out, loss
+
+
+def zero_padding(value, mask):
+    return value * mask[..., None] if value.ndim == 3 else value
+
+
+def outputs_and_gradients(model, batch, names, hidden, gradients=True):
+    """`names` maps a checkpoint's name to the model's parameter. Without labels there is no loss and no gradient."""
+    model.zero_grad()
+    out, loss = run(model, batch, hidden)
+    if gradients and loss is not None:
+        loss.backward()
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, inside in names.items():
+            if parameters[inside].grad is not None:
+                out[f"grad.{name}"] = parameters[inside].grad
+    return {name: value.detach().clone().contiguous() for name, value in out.items()}
+
+
+def deviations(got, exact):
+    """How far float32 is from float64, tensor by tensor."""
+    report = {}
+    for name, value in got.items():
+        e = exact[name].double()
+        diff = (value.double() - e).abs().max().item()
+        scale = e.abs().max().item()
+        report[name] = {"max_abs": significant(diff), "rel": significant(diff / scale if scale > 0 else 0.0)}
+    return report
+
+
+def significant(x):
+    return float(f"{x:.3g}")
+
+
+def clone(model, dtype):
+    other = type(model)(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    return other.to(dtype)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def dump(path, value):
+    """JSON with one line an entry of the top level: small, and readable in a diff."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in value.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def saved_names(folder):
+    names = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as f:
+            names += list(f.keys())
+    return names
+
+
+class Writer:
+    def __init__(self, root):
+        self.root, self.tolerances = root, {}
+
+    def folder(self, name):
+        path = self.root / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+    def case(self, name, model, batch, save=None, rename=None, hidden=True, gradients=True, left=False):
+        """Saves the checkpoint (by `save`, or as the reference does) with batch, expected outputs and deviations.
+        `rename` maps a name of the checkpoint to the model's own."""
+        path = self.folder(name)
+        if save is None:
+            model.save_pretrained(path)
+            names = saved_names(path)
+        else:
+            names = save(path)
+        inside = {n: rename(n) if rename else n for n in names}
+        inside = {n: m for n, m in inside.items() if m is not None}
+        self.compare(path, name, "", model, batch, inside, hidden, gradients)
+        if left:
+            self.compare(path, name, "-left", model, pad_left(batch), inside, hidden=False, gradients=False)
+        return path
+
+    def compare(self, path, name, suffix, model, batch, inside, hidden, gradients):
+        expected = outputs_and_gradients(model, batch, inside, hidden, gradients)
+        exact = outputs_and_gradients(clone(model, torch.float64), batch, inside, hidden, gradients)
+        dump(path / f"batch{suffix}.json", batch)
+        save_file(expected, path / f"expected{suffix}.safetensors")
+        self.tolerances[name + suffix] = deviations(expected, exact)
+
+    def steps(self, path, name, model, batches, settings):
+        """Ten steps of AdamW; the lr of each step is listed, so that nothing depends on how a schedule is written."""
+        records, weights = train(clone(model, torch.float32), batches, settings)
+        exact_records, exact_weights = train(clone(model, torch.float64), batches, settings)
+        norms = [r["grad_norm"] for r in records]
+        clipped = [n > settings["max_norm"] for n in norms]
+        assert any(clipped), norms
+        print(f"{name}: {sum(clipped)} of {len(norms)} steps clipped")
+        kept = [n for n in saved_names_of(path) if n in weights]
+        weights = {n: weights[n].contiguous() for n in kept}
+        dump(path / "steps.json", {
+            **settings,
+            "losses": [r["loss"] for r in records],
+            "grad_norms": norms,
+            "no_decay": sorted(n for n in kept if not decays(n, weights[n])),
+            "batches": batches,
+        })
+        save_file(weights, path / "steps.safetensors")
+        report = deviations(weights, exact_weights)
+        for key in ("loss", "grad_norm"):
+            off = [abs(a[key] - b[key]) for a, b in zip(records, exact_records)]
+            report[key] = {"max_abs": significant(max(off)),
+                           "rel": significant(max(o / abs(b[key]) for o, b in zip(off, exact_records)))}
+        self.tolerances[name + "-steps"] = report
+
+
+def saved_names_of(path):
+    with safe_open(path / "model.safetensors", "pt") as f:
+        return list(f.keys())
+
+
+def decays(name, tensor):
+    return tensor.ndim >= 2
+
+
+def train(model, batches, settings):
+    groups = [{"params": [], "weight_decay": settings["weight_decay"]}, {"params": [], "weight_decay": 0.0}]
+    for name, p in model.named_parameters():
+        groups[0 if decays(name, p) else 1]["params"].append(p)
+    optimiser = torch.optim.AdamW(groups, lr=0.0, betas=tuple(settings["betas"]), eps=settings["eps"])
+    records = []
+    for batch, lr in zip(batches, settings["lr"], strict=True):
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        optimiser.zero_grad()
+        _, loss = run(model, batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["max_norm"])
+        optimiser.step()
+        records.append({"loss": loss.item(), "grad_norm": norm.item()})
+    return records, {n: t.detach() for n, t in model.state_dict().items()}
+
+
+def schedule(peak, warmup, steps, end=None):
+    """Linear warm-up (step 1 has peak / warmup), then constant, or linear towards 0 at step `end`."""
+    lr = []
+    for t in range(1, steps + 1):
+        if t <= warmup:
+            lr.append(peak * t / warmup)
+        else:
+            lr.append(peak if end is None else peak * (end - t) / (end - warmup))
+    return lr
+
+
+# ---------------------------------------------------------------- generation
+
+
+def greedy(model, prompt, count, eos=None):
+    """Ids and the smallest lead of a chosen id over the second best, which says how safe the comparison is."""
+    ids, lead = list(prompt), math.inf
+    for _ in range(count):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        best = logits.topk(2)
+        lead = min(lead, (best.values[0] - best.values[1]).item())
+        ids.append(int(best.indices[0]))
+        if ids[-1] == eos:
+            break
+    return ids[len(prompt):], lead
+
+
+def generation(model, seed):
+    g = torch.Generator().manual_seed(seed)
+    counts = [(1, 20), (5, 14), (9, 12), (20, 20), (3, 17)]
+    prompts = [torch.randint(VOCAB, (n,), generator=g).tolist() for n, _ in counts]
+    runs, least = [], math.inf
+    for prompt, (_, new) in zip(prompts, counts):
+        ids, lead = greedy(model, prompt, new)
+        library = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                                 do_sample=False, max_new_tokens=new, eos_token_id=None, pad_token_id=0)
+        library = library[0, len(prompt):].tolist()
+        assert ids == library, (ids, library)
+        runs.append({"prompt": prompt, "max_new_tokens": new, "ids": ids})
+        least = min(least, lead)
+    # The end token: one that two runs produce after a few others, and some run does not produce.
+    everything = [r["ids"] for r in runs]
+    late = lambda token: sum(token in ids and ids.index(token) >= 3 for ids in everything)
+    eos = next(t for t in range(VOCAB) if late(t) >= 2 and any(t not in ids for ids in everything))
+    stopped = []
+    for r in runs:
+        ids, _ = greedy(model, r["prompt"], r["max_new_tokens"], eos)
+        stopped.append({**r, "ids": ids})
+    assert least > 1e-3, f"a choice hangs on {least}: take another seed"
+    return eos, {"eos_token_id": eos, "smallest_lead": significant(least), "ignoring_eos": runs, "until_eos": stopped}
+
+
+# ---------------------------------------------------------------- checkpoints in other forms
+
+
+def save_config(model, path, architecture):
+    config = model.config.to_diff_dict()
+    config["architectures"] = [architecture]
+    config["model_type"] = model.config.model_type
+    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def save_old_bert(model):
+    """As the first PyTorch release of BERT: `gamma` and `beta`, position ids as a buffer, tied tensors twice (sharing
+    their storage), in a pickle."""
+
+    def save(path):
+        state = {}
+        for name, value in model.state_dict().items():
+            if name == "cls.predictions.decoder.bias":
+                continue
+            state[old_bert_name(name)] = value
+        state["bert.embeddings.position_ids"] = torch.arange(POSITIONS)[None]
+        state["cls.predictions.decoder.weight"] = model.get_input_embeddings().weight.data
+        torch.save(state, path / "pytorch_model.bin")
+        save_config(model, path, "BertForPreTraining")
+        return list(state)
+
+    return save
+
+
+def old_bert_name(name):
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+def new_bert_name(name):
+    if name.endswith("position_ids"):
+        return None
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def save_old_gpt2(model):
+    """As the published `gpt2`: names without the prefix, the causal mask stored as a buffer, in a pickle."""
+
+    def save(path):
+        state = {}
+        for name, value in model.transformer.state_dict().items():
+            state[name] = value
+            if name.endswith("ln_1.bias"):
+                layer = name.removesuffix("ln_1.bias")
+                state[layer + "attn.bias"] = torch.ones(POSITIONS, POSITIONS).tril()[None, None]
+                state[layer + "attn.masked_bias"] = torch.tensor(-1e4)
+        torch.save(state, path / "pytorch_model.bin")
+        save_config(model, path, "GPT2LMHeadModel")
+        return list(state)
+
+    return save
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def generate(root):
+    w = Writer(root)
+    small_gpt2 = dict(n_embd=24, n_head=2)
+    small_bert = dict(hidden_size=24, num_attention_heads=2, intermediate_size=35)
+
+    # GPT-2
+    model = build(GPT2LMHeadModel, gpt2_config(), 7)  # a seed whose greedy texts vary
+    eos, texts = generation(model, 5)
+    model.config.eos_token_id = eos
+    model.generation_config.eos_token_id = eos
+    path = w.case("gpt2-causal-lm", model, make_batch(2, [10, 1, 7, 4], "gpt2", ["labels"]), left=True)
+    dump(path / "generation.json", texts)
+    g = torch.Generator().manual_seed(3)
+    lengths = lambda: torch.randint(2, 8, (3,), generator=g).tolist()
+    batches = [make_batch(100 + i, lengths(), "gpt2", ["labels"], 1.0) for i in range(10)]
+    w.steps(path, "gpt2-causal-lm", model, batches, dict(
+        lr=schedule(2e-2, 4, 10), betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, max_norm=GPT2_MAX_NORM,
+        schedule="linear warm-up over 4 steps, then constant"))
+
+    model = build(GPT2Model, gpt2_config(n_layer=1, n_inner=None, **small_gpt2), 11)
+    w.case("gpt2-base", model, make_batch(12, [3, 9, 6], "gpt2", []))
+
+    one = dict(n_layer=1, **small_gpt2)
+    batch = make_batch(22, [5, 8], "gpt2", ["labels"])
+    only = dict(hidden=False, gradients=False)
+    model = build(GPT2LMHeadModel, gpt2_config(**one), 21)
+    w.case("gpt2-bin", model, batch, save=save_old_gpt2(model), rename=lambda n: None, **only)
+    model = build(GPT2LMHeadModel, gpt2_config(**one), 23)
+    sharded = lambda path: model.save_pretrained(path, max_shard_size="12KB") or []
+    path = w.case("gpt2-sharded", model, batch, save=sharded, **only)
+    assert 2 <= len(list(path.glob("model-*.safetensors"))) <= 4, sorted(path.iterdir())
+    for name, dtype, kind, config, b in [
+        ("gpt2-bf16", torch.bfloat16, GPT2LMHeadModel, gpt2_config(**one), batch),
+        ("bert-f16", torch.float16, BertForMaskedLM, bert_config(num_hidden_layers=1, **small_bert),
+         make_batch(24, [8, 5], "bert", ["labels"])),
+    ]:
+        rounded = build(kind, config, 25).to(dtype)
+        save = lambda path: rounded.save_pretrained(path) or []
+        w.case(name, clone(rounded, torch.float32), b, save=save, **only)
+
+    # BERT
+    model = build(BertModel, bert_config(num_hidden_layers=1, **small_bert), 31)
+    w.case("bert-base", model, make_batch(32, [4, 9, 6], "bert", []))
+    model = build(BertForMaskedLM, bert_config(**small_bert), 33)
+    w.case("bert-masked-lm", model, make_batch(34, [4, 9, 1, 6], "bert", ["labels"], 0.5), left=True)
+    model = build(BertForNextSentencePrediction, bert_config(num_hidden_layers=1, **small_bert), 35)
+    w.case("bert-next-sentence", model, make_batch(36, [9, 2, 5], "bert", ["next_sentence_label"]),
+           hidden=False)
+    both = ["labels", "next_sentence_label"]
+    model = build(BertForPreTraining, bert_config(), 37)
+    path = w.case("bert-pretraining", model, make_batch(38, [10, 3, 7], "bert", both, 0.4))
+    batches = [make_batch(200 + i, lengths(), "bert", both, 0.7) for i in range(10)]
+    w.steps(path, "bert-pretraining", model, batches, dict(
+        lr=schedule(1e-2, 4, 10, end=12), betas=[0.9, 0.999], eps=1e-8, weight_decay=0.1, max_norm=BERT_MAX_NORM,
+        schedule="linear warm-up over 4 steps, then linear towards 0 at step 12"))
+    model = build(BertForPreTraining, bert_config(num_hidden_layers=1, **small_bert), 39)
+    w.case("bert-old-names", model, make_batch(40, [6, 3], "bert", both, 0.6), save=save_old_bert(model),
+           rename=new_bert_name, hidden=False)
+
+    (root / "tolerances.json").write_text(tolerances_text(w.tolerances))
+    published(root)
+
+
+# GPT-2's steps are all clipped; of BERT's some are and some are not.
+GPT2_MAX_NORM = 1.0
+BERT_MAX_NORM = 7.0
+
+
+def tolerances_text(tolerances):
+    cases = []
+    for name, report in tolerances.items():
+        lines = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in report.items()]
+        cases.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n  }")
+    return "{\n" + ",\n".join(cases) + "\n}\n"
+
+
+def published(root):
+    """Names, shapes and counts of published sizes, without allocating a weight."""
+    gpt2 = lambda layers, width, heads: (GPT2LMHeadModel, GPT2Config(n_layer=layers, n_embd=width, n_head=heads))
+
+    def bert(kind, layers, width, heads, **more):
+        return kind, BertConfig(num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
+                                intermediate_size=4 * width, **more)
+
+    sizes = {
+        "gpt2": gpt2(12, 768, 12),
+        "gpt2-medium": gpt2(24, 1024, 16),
+        "gpt2-large": gpt2(36, 1280, 20),
+        "gpt2-xl": gpt2(48, 1600, 25),
+        "bert-base-uncased": bert(BertModel, 12, 768, 12),
+        "bert-base-uncased-pretraining": bert(BertForPreTraining, 12, 768, 12),
+        "bert-large-uncased": bert(BertModel, 24, 1024, 16),
+        "bert-large-uncased-pretraining": bert(BertForPreTraining, 24, 1024, 16),
+        "bert-base-cased": bert(BertModel, 12, 768, 12, vocab_size=28996),
+        "bert-base-chinese": bert(BertModel, 12, 768, 12, vocab_size=21128),
+        "bert-tiny": bert(BertModel, 2, 128, 2),
+        "bert-mini": bert(BertModel, 4, 256, 4),
+        "bert-small": bert(BertModel, 4, 512, 8),
+        "bert-medium": bert(BertModel, 8, 512, 8),
+    }
+    folder = root / "published"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    counts = {}
+    for name, (kind, config) in sizes.items():
+        with torch.device("meta"):
+            model = kind(config)
+        tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+        state = model.state_dict()
+        counts[name] = sum(t.numel() for n, t in state.items() if n not in tied)
+        if name in ("gpt2", "bert-base-uncased-pretraining"):
+            lines = [f"{n} {'x'.join(map(str, t.shape))}" + (f" = {tied[n]}" if n in tied else "")
+                     for n, t in state.items()]
+            (folder / f"{name.removesuffix('-pretraining')}.txt").write_text("\n".join(lines) + "\n")
+    dump(root / "counts.json", counts)
+
+
+def differences(left, right):
+    files = lambda root: {p.relative_to(root) for p in root.rglob("*") if p.is_file()}
+    ours = files(left)
+    made = files(right)
+    missing = [p for p in made if p not in ours or not filecmp.cmp(left / p, right / p, shallow=False)]
+    extra = [p for p in ours - made if len(p.parts) > 1 and "__pycache__" not in p.parts]
+    return sorted(map(str, missing + extra))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; compare with what is here")
+    arguments = parser.parse_args()
+    here = Path(__file__).resolve().parent
+    if not arguments.check:
+        generate(here)
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        generate(Path(scratch))
+        changed = differences(here, Path(scratch))
+    print("\n".join(f"differs: {c}" for c in changed) or "the same bytes")
+    return 1 if changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
