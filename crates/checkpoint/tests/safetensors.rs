@@ -198,8 +198,11 @@ fn hostile_headers_are_named() {
     }
 }
 
+/// File names of shards and the tensors in each.
+type Shards<'a> = &'a [(&'a str, &'a [&'a str])];
+
 /// A folder with an index and shards; each shard holds one f32 tensor a name.
-fn sharded(index: &str, shards: &[(&str, &[&str])]) -> (tempfile::TempDir, PathBuf) {
+fn sharded(index: &str, shards: Shards<'_>) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("model");
     fs::create_dir(&folder).unwrap();
@@ -221,7 +224,7 @@ fn index_and_shards_must_agree() {
     let (_dir, folder) = sharded(index, &[("1.safetensors", &["a"]), ("2.safetensors", &["b"])]);
     assert_eq!(Weights::open(&folder).unwrap().len(), 2);
     assert_eq!(Weights::open(folder.join("model.safetensors.index.json")).unwrap().len(), 2);
-    let cases: [(&str, &[(&str, &[&str])], &[&str]); 9] = [
+    let cases: [(&str, Shards<'_>, &[&str]); 9] = [
         (index, &[("1.safetensors", &["a"])], &["does not exist", "2.safetensors"]),
         (index, &[("1.safetensors", &["a"]), ("2.safetensors", &[])], &["tensor `b`", "2.safetensors"]),
         (index, &[("1.safetensors", &["a", "b"]), ("2.safetensors", &["b"])], &["tensor `b`", "1.safetensors"]),
