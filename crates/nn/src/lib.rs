@@ -1,1 +1,28 @@
-//! Genus: the blocks that every model of the family is built from
+//! The blocks that every model of the family is built from.
+//!
+//! A model is a [`StackSpec`]: one enum per slot. [`Stack::build`] makes its parameters through a [`Builder`], which draws them
+//! at random or reads them from a checkpoint, and [`Stack::forward`] turns a ragged batch of token ids into hidden states.
+//!
+//! Letters in shapes: `n` tokens of all sequences, `d` the model's width, `h` heads, `v` vocabulary.
+
+mod build;
+mod cache;
+mod embeddings;
+mod error;
+mod heads;
+mod layer;
+mod spec;
+mod stack;
+
+pub use build::{Builder, Init, Planned, RandomSource, Source, plan};
+pub use cache::SequenceCache;
+pub use embeddings::{Embeddings, Input};
+pub use error::{Error, Result};
+pub use genus_ops as ops;
+pub use heads::{Classifier, HeadBias, HeadSpec, LmHead, Pooler, TransformSpec};
+pub use layer::Layer;
+pub use spec::{
+    Attend, Dropout, EmbeddingNorm, FeedForward, FinalNorm, InitScheme, NormKind, Placement, Positions, Projections,
+    ResidualInit, Segments, StackSpec, Tying,
+};
+pub use stack::{Hidden, Stack};

@@ -1,0 +1,107 @@
+//! Keys and values of the tokens seen so far.
+
+use crate::Result;
+use candle_core::{DType, Device, Tensor};
+use genus_ops::copy_rows;
+
+/// One layer's keys and values, in buffers that grow by doubling.
+#[derive(Debug)]
+struct LayerCache {
+    keys: Tensor,
+    values: Tensor,
+    len: usize,
+}
+
+/// The cache of one sequence over all layers. The forward pass appends to it; there is no second forward.
+#[derive(Debug, Default)]
+pub struct SequenceCache {
+    layers: Vec<LayerCache>,
+    len: usize,
+}
+
+/// Rows of a new buffer.
+const FIRST: usize = 32;
+
+impl SequenceCache {
+    /// An empty cache.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of tokens seen.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True before the first token.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Counts the tokens of a forward pass, after every layer appended them.
+    pub(crate) fn advance(&mut self, n: usize) {
+        self.len += n;
+    }
+
+    /// An independent copy.
+    ///
+    /// # Errors
+    /// When memory on the device is short.
+    pub fn fork(&self) -> Result<Self> {
+        let layers = self
+            .layers
+            .iter()
+            .map(|l| Ok(LayerCache { keys: l.keys.copy()?, values: l.values.copy()?, len: l.len }))
+            .collect::<Result<_>>()?;
+        Ok(SequenceCache { layers, len: self.len })
+    }
+
+    /// Forgets all tokens from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        for l in &mut self.layers {
+            l.len = l.len.min(len);
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|l| 2 * l.keys.elem_count() * l.keys.dtype().size_in_bytes()).sum()
+    }
+
+    /// Appends rows `from..from + n` of `keys` and `values` (`[_, width]`) to layer `layer` and returns all of its keys and
+    /// values, `[tokens, width]`.
+    pub(crate) fn append(
+        &mut self,
+        layer: usize,
+        keys: &Tensor,
+        values: &Tensor,
+        from: usize,
+        n: usize,
+    ) -> Result<(Tensor, Tensor)> {
+        let (width, dtype, device) = (keys.dim(1)?, keys.dtype(), keys.device());
+        while self.layers.len() <= layer {
+            let (keys, values) =
+                (buffer(FIRST.max(n), width, dtype, device)?, buffer(FIRST.max(n), width, dtype, device)?);
+            self.layers.push(LayerCache { keys, values, len: 0 });
+        }
+        let l = &mut self.layers[layer];
+        let end = l.len + n;
+        let capacity = l.keys.dim(0)?;
+        if end > capacity {
+            for t in [&mut l.keys, &mut l.values] {
+                let larger = buffer(end.max(2 * capacity), width, dtype, device)?;
+                copy_rows(&larger, 0, t, 0, l.len)?;
+                *t = larger;
+            }
+        }
+        copy_rows(&l.keys, l.len, keys, from, n)?;
+        copy_rows(&l.values, l.len, values, from, n)?;
+        l.len = end;
+        Ok((l.keys.narrow(0, 0, end)?, l.values.narrow(0, 0, end)?))
+    }
+}
+
+fn buffer(rows: usize, width: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    Ok(Tensor::zeros((rows, width), dtype, device)?)
+}

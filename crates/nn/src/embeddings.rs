@@ -1,0 +1,142 @@
+//! From token ids to vectors.
+
+use crate::layer::NormParams;
+use crate::{Builder, EmbeddingNorm, Error, Init, Positions, Result, Segments, SequenceCache, StackSpec};
+use genus_ops::{Param, Spans, Tape, Value, dropout, embedding, residual_norm};
+
+/// A ragged batch of token ids.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// The tokens of all sequences, one after the other.
+    pub ids: Vec<u32>,
+    /// Where each sequence begins and ends.
+    pub spans: Spans,
+    /// Each token's position; counted from 0 in each sequence (or on from its cache) when not given.
+    pub positions: Option<Vec<u32>>,
+    /// Each token's segment; all 0 when not given.
+    pub types: Option<Vec<u32>>,
+}
+
+impl Input {
+    /// Sequences without given positions and segments.
+    pub fn from_sequences<S: AsRef<[u32]>>(sequences: &[S]) -> Self {
+        Input {
+            ids: sequences.iter().flat_map(|s| s.as_ref().iter().copied()).collect(),
+            spans: Spans::from_lengths(sequences.iter().map(|s| s.as_ref().len())),
+            positions: None,
+            types: None,
+        }
+    }
+
+    /// The sequence that token `i` belongs to.
+    fn sequence(&self, i: usize) -> usize {
+        self.spans.offsets().partition_point(|&o| o <= i).saturating_sub(1)
+    }
+}
+
+/// Token, position and segment tables.
+#[derive(Debug)]
+pub struct Embeddings {
+    tokens: Param,
+    positions: Option<Param>,
+    types: Option<Param>,
+    norm: Option<NormParams>,
+    n_ctx: usize,
+    dropout: f32,
+}
+
+impl Embeddings {
+    pub(crate) fn build(b: &mut Builder<'_>, spec: &StackSpec) -> Result<Self> {
+        let d = spec.d_model;
+        let tokens = b.param("embeddings.tokens", &[spec.vocab_size, d], Init::Normal(spec.init.std))?;
+        let positions = match spec.positions {
+            Positions::Learned => {
+                Some(b.param("embeddings.positions", &[spec.n_ctx, d], Init::Normal(spec.init.position_std))?)
+            }
+        };
+        let types = match spec.segments {
+            Segments::None => None,
+            Segments::Learned(n) => Some(b.param("embeddings.types", &[n, d], Init::Normal(spec.init.std))?),
+        };
+        let norm = match spec.embedding_norm {
+            EmbeddingNorm::None => None,
+            EmbeddingNorm::Norm => Some(NormParams::build(b, "embeddings.norm", spec)?),
+        };
+        Ok(Embeddings { tokens, positions, types, norm, n_ctx: spec.n_ctx, dropout: spec.dropout.embedding })
+    }
+
+    /// The token table `[v, d]`, which a tied output projection shares.
+    pub fn tokens(&self) -> &Param {
+        &self.tokens
+    }
+
+    /// `[n, d]`.
+    pub(crate) fn forward(&self, tape: &Tape, input: &Input, caches: Option<&[SequenceCache]>) -> Result<Value> {
+        let n = input.ids.len();
+        check_length("number of ids", n, input.spans.total())?;
+        let tokens = tape.param(&self.tokens);
+        let vocab_size = tokens.rows();
+        if let Some(i) = input.ids.iter().position(|&id| id as usize >= vocab_size) {
+            return Err(Error::Id { id: input.ids[i], sequence: input.sequence(i), vocab_size });
+        }
+        let mut values = vec![tokens];
+        let mut ids: Vec<std::borrow::Cow<'_, [u32]>> = vec![input.ids.as_slice().into()];
+        if let Some(table) = &self.positions {
+            let positions: std::borrow::Cow<'_, [u32]> = match &input.positions {
+                Some(p) => p.as_slice().into(),
+                None => {
+                    let start = |i: usize| caches.and_then(|c| c.get(i)).map_or(0, SequenceCache::len) as u32;
+                    input
+                        .spans
+                        .iter()
+                        .enumerate()
+                        .flat_map(|(i, r)| (0..r.len() as u32).map(move |j| start(i) + j))
+                        .collect::<Vec<_>>()
+                        .into()
+                }
+            };
+            check_length("number of positions", positions.len(), n)?;
+            if let Some(i) = positions.iter().position(|&p| p as usize >= self.n_ctx) {
+                let position = positions[i] as usize;
+                return Err(Error::Context { sequence: input.sequence(i), position, n_ctx: self.n_ctx });
+            }
+            values.push(tape.param(table));
+            ids.push(positions);
+        }
+        match (&self.types, &input.types) {
+            (Some(table), given) => {
+                let table = tape.param(table);
+                let types: std::borrow::Cow<'_, [u32]> = match given {
+                    Some(t) => t.as_slice().into(),
+                    None => vec![0; n].into(),
+                };
+                check_length("number of token types", types.len(), n)?;
+                let n_types = table.rows();
+                if let Some(i) = types.iter().position(|&t| t as usize >= n_types) {
+                    return Err(Error::TokenType { id: types[i], sequence: input.sequence(i), n_types });
+                }
+                values.push(table);
+                ids.push(types);
+            }
+            (None, Some(types)) => {
+                if let Some(i) = types.iter().position(|&t| t != 0) {
+                    return Err(Error::TokenType { id: types[i], sequence: input.sequence(i), n_types: 0 });
+                }
+            }
+            (None, None) => {}
+        }
+        let parts: Vec<(&Value, &[u32])> = values.iter().zip(&ids).map(|(v, i)| (v, i.as_ref())).collect();
+        match &self.norm {
+            None => Ok(embedding(tape, &parts, self.dropout)?),
+            Some(norm) => {
+                let sum = embedding(tape, &parts, 0.0)?;
+                let [_, y] = norm.with(tape, |norm| residual_norm(tape, &sum, None, norm))?;
+                Ok(dropout(tape, &y, self.dropout)?)
+            }
+        }
+    }
+}
+
+fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(Error::Length { what, found, expected }) }
+}

@@ -1,0 +1,160 @@
+//! Heads: what is read off the hidden states.
+
+use crate::layer::{Affine, NormParams};
+use crate::{Builder, Init, NormKind, Result, Stack, StackSpec, Tying};
+use genus_ops::{
+    Activation, Layout, Param, Projection, Spans, Tape, Value, cross_entropy, gather_rows, linear, residual_norm,
+};
+
+/// The small network before BERT's output projection.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TransformSpec {
+    /// After the affine map.
+    pub activation: Activation,
+    /// The norm that follows.
+    pub norm: NormKind,
+}
+
+/// A head that predicts tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadSpec {
+    /// A network before the projection (BERT), or none.
+    pub transform: Option<TransformSpec>,
+    /// Whether the projection adds a bias per token.
+    pub bias: HeadBias,
+}
+
+/// Whether a head's projection has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadBias {
+    /// It has none (GPT-2).
+    None,
+    /// One value a token (BERT).
+    PerToken,
+}
+
+/// Predicts tokens from hidden states.
+#[derive(Debug)]
+pub struct LmHead {
+    transform: Option<(Affine, Activation, NormParams)>,
+    weight: Param,
+    bias: Option<Param>,
+}
+
+impl LmHead {
+    /// Builds the head; a tied projection shares the stack's token table.
+    ///
+    /// # Errors
+    /// When a parameter cannot be had.
+    pub fn build(b: &mut Builder<'_>, spec: &StackSpec, stack: &Stack, head: &HeadSpec) -> Result<Self> {
+        let d = spec.d_model;
+        let transform = match head.transform {
+            None => None,
+            Some(t) => Some((
+                Affine::build(b, "lm_head.transform", d, d, spec.layout, spec.init.std)?,
+                t.activation,
+                NormParams::of_width(b, "lm_head.norm", d, t.norm)?,
+            )),
+        };
+        let weight = match spec.tying {
+            Tying::Tied => stack.embeddings().tokens().clone(),
+            Tying::Untied => b.param("lm_head.weight", &[spec.vocab_size, d], Init::Normal(spec.init.std))?,
+        };
+        let bias = match head.bias {
+            HeadBias::None => None,
+            HeadBias::PerToken => Some(b.param("lm_head.bias", &[spec.vocab_size], Init::Zeros)?),
+        };
+        Ok(LmHead { transform, weight, bias })
+    }
+
+    fn transformed(&self, tape: &Tape, x: &Value) -> Result<Value> {
+        match &self.transform {
+            None => Ok(x.clone()),
+            Some((map, activation, norm)) => {
+                let x = map.forward(tape, x, *activation)?;
+                let [_, y] = norm.with(tape, |norm| residual_norm(tape, &x, None, norm))?;
+                Ok(y)
+            }
+        }
+    }
+
+    /// Logits `[n, v]` of hidden states `[n, d]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn logits(&self, tape: &Tape, x: &Value) -> Result<Value> {
+        let x = self.transformed(tape, x)?;
+        let bias = self.bias.as_ref().map(|b| tape.param(b));
+        Ok(linear(tape, &x, &tape.param(&self.weight), bias.as_ref(), Layout::OutIn, Activation::Identity)?)
+    }
+
+    /// `scale` times the summed cross-entropy of the targets (`-100`: none) under the predictions from `x` `[n, d]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or a target is beyond the vocabulary.
+    pub fn loss(&self, tape: &Tape, x: &Value, targets: &[i32], scale: f64, smoothing: f64) -> Result<Value> {
+        let x = self.transformed(tape, x)?;
+        let bias = self.bias.as_ref().map(|b| tape.param(b));
+        let weight = tape.param(&self.weight);
+        let p = Projection { weight: &weight, bias: bias.as_ref(), layout: Layout::OutIn, smoothing, scale };
+        Ok(cross_entropy(tape, &x, &p, targets)?)
+    }
+}
+
+/// The first token's hidden state through an affine map and tanh (BERT's summary of a sequence).
+#[derive(Debug)]
+pub struct Pooler(Affine);
+
+impl Pooler {
+    /// Builds the pooler.
+    ///
+    /// # Errors
+    /// When its parameters cannot be had.
+    pub fn build(b: &mut Builder<'_>, spec: &StackSpec) -> Result<Self> {
+        Ok(Pooler(Affine::build(b, "pooler", spec.d_model, spec.d_model, spec.layout, spec.init.std)?))
+    }
+
+    /// One vector a sequence, `[sequences, d]`, from hidden states `[n, d]`.
+    ///
+    /// # Errors
+    /// When a sequence is empty.
+    pub fn forward(&self, tape: &Tape, hidden: &Value, spans: &Spans) -> Result<Value> {
+        if let Some(i) = spans.iter().position(|r| r.is_empty()) {
+            return Err(crate::Error::Length { what: "tokens of an empty sequence", found: i, expected: 1 });
+        }
+        let first: Vec<u32> = spans.iter().map(|r| r.start as u32).collect();
+        self.0.forward(tape, &gather_rows(tape, hidden, &first)?, Activation::Tanh)
+    }
+}
+
+/// An affine map to a few classes (next sentence: 2).
+#[derive(Debug)]
+pub struct Classifier(Affine);
+
+impl Classifier {
+    /// Builds a classifier under a name.
+    ///
+    /// # Errors
+    /// When its parameters cannot be had.
+    pub fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec, classes: usize) -> Result<Self> {
+        Ok(Classifier(Affine::build(b, name, spec.d_model, classes, spec.layout, spec.init.std)?))
+    }
+
+    /// Logits `[n, classes]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn logits(&self, tape: &Tape, x: &Value) -> Result<Value> {
+        self.0.forward(tape, x, Activation::Identity)
+    }
+
+    /// `scale` times the summed cross-entropy of `targets` (`-100`: none).
+    ///
+    /// # Errors
+    /// When shapes do not fit or a target is not a class.
+    pub fn loss(&self, tape: &Tape, x: &Value, targets: &[i32], scale: f64) -> Result<Value> {
+        let (weight, bias) = (tape.param(&self.0.weight), tape.param(&self.0.bias));
+        let p = Projection { weight: &weight, bias: Some(&bias), layout: self.0.layout, smoothing: 0.0, scale };
+        Ok(cross_entropy(tape, x, &p, targets)?)
+    }
+}

@@ -1,0 +1,264 @@
+//! One layer: attention and a position-wise network, each with its residual connection and norm.
+
+use crate::{
+    Attend, Builder, Error, FeedForward, Init, NormKind, Placement, Projections, ResidualInit, Result, SequenceCache,
+    StackSpec,
+};
+use genus_ops::{
+    Activation, AttentionSpec, Branch, Dense, Layout, Norm, Param, Qkv, Spans, Tape, Value, attention, feed_forward,
+    linear, residual_norm,
+};
+
+/// The parameters of a norm.
+#[derive(Debug)]
+pub(crate) struct NormParams {
+    weight: Param,
+    bias: Param,
+    kind: NormKind,
+}
+
+impl NormParams {
+    pub fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec) -> Result<Self> {
+        Self::of_width(b, name, spec.d_model, spec.norm)
+    }
+
+    pub fn of_width(b: &mut Builder<'_>, name: &str, d: usize, kind: NormKind) -> Result<Self> {
+        let weight = b.param(format!("{name}.weight"), &[d], Init::Ones)?;
+        let bias = b.param(format!("{name}.bias"), &[d], Init::Zeros)?;
+        Ok(NormParams { weight, bias, kind })
+    }
+
+    /// Lends the norm to an operation.
+    pub fn with<R>(&self, tape: &Tape, f: impl FnOnce(Norm<'_>) -> genus_ops::Result<R>) -> Result<R> {
+        let (weight, bias) = (tape.param(&self.weight), tape.param(&self.bias));
+        match self.kind {
+            NormKind::Layer { eps } => Ok(f(Norm::Layer { weight: &weight, bias: &bias, eps })?),
+        }
+    }
+}
+
+/// The parameters of an affine map.
+#[derive(Debug)]
+pub(crate) struct Affine {
+    pub weight: Param,
+    pub bias: Param,
+    pub layout: Layout,
+}
+
+impl Affine {
+    pub fn build(b: &mut Builder<'_>, name: &str, d_in: usize, d_out: usize, layout: Layout, std: f64) -> Result<Self> {
+        let weight = b.param(format!("{name}.weight"), &layout.shape(d_in, d_out), Init::Normal(std))?;
+        let bias = b.param(format!("{name}.bias"), &[d_out], Init::Zeros)?;
+        Ok(Affine { weight, bias, layout })
+    }
+
+    pub fn forward(&self, tape: &Tape, x: &Value, activation: Activation) -> Result<Value> {
+        Ok(linear(tape, x, &tape.param(&self.weight), Some(&tape.param(&self.bias)), self.layout, activation)?)
+    }
+}
+
+#[derive(Debug)]
+enum Projection {
+    Packed(Affine),
+    Separate([Affine; 3]),
+}
+
+/// Multi-head attention with its projections (Vaswani et al. 2017, section 3.2.2).
+#[derive(Debug)]
+struct Attention {
+    qkv: Projection,
+    out: Affine,
+    spec: AttentionSpec,
+}
+
+impl Attention {
+    fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec, layer: usize) -> Result<Self> {
+        let (d, q, kv) = (spec.d_model, spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
+        let std = spec.init.std;
+        let mut map =
+            |part: &str, d_in, d_out, std| Affine::build(b, &format!("{name}.{part}"), d_in, d_out, spec.layout, std);
+        let qkv = match spec.projections {
+            Projections::Packed => Projection::Packed(map("qkv", d, q + 2 * kv, std)?),
+            Projections::Separate => {
+                Projection::Separate([map("query", d, q, std)?, map("key", d, kv, std)?, map("value", d, kv, std)?])
+            }
+        };
+        let out = map("out", q, d, residual_std(spec))?;
+        Ok(Attention { qkv, out, spec: spec.attention(layer) })
+    }
+
+    fn forward(
+        &self,
+        tape: &Tape,
+        x: &Value,
+        spans: &Spans,
+        layer: usize,
+        caches: Option<&mut [SequenceCache]>,
+    ) -> Result<Value> {
+        let (q_width, kv_width) = (self.spec.n_heads * self.spec.d_head, self.spec.n_kv_heads * self.spec.d_head);
+        let y = match &self.qkv {
+            Projection::Packed(map) => {
+                let qkv = map.forward(tape, x, Activation::Identity)?;
+                match caches {
+                    None => attention(tape, Qkv::Packed(&qkv), spans, &self.spec)?,
+                    Some(caches) => {
+                        let t = qkv.tensor();
+                        let k = t.narrow(1, q_width, kv_width)?;
+                        let v = t.narrow(1, q_width + kv_width, kv_width)?;
+                        self.cached(tape, &t.narrow(1, 0, q_width)?, &k, &v, spans, layer, caches)?
+                    }
+                }
+            }
+            Projection::Separate(maps) => {
+                let [q, k, v] = [0, 1, 2].map(|i| maps[i].forward(tape, x, Activation::Identity));
+                let (q, k, v) = (q?, k?, v?);
+                match caches {
+                    None => attention(tape, Qkv::Separate { q: &q, k: &k, v: &v, k_spans: spans }, spans, &self.spec)?,
+                    Some(caches) => self.cached(tape, q.tensor(), k.tensor(), v.tensor(), spans, layer, caches)?,
+                }
+            }
+        };
+        self.out.forward(tape, &y, Activation::Identity)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn cached(
+        &self,
+        tape: &Tape,
+        q: &genus_ops::Tensor,
+        k: &genus_ops::Tensor,
+        v: &genus_ops::Tensor,
+        spans: &Spans,
+        layer: usize,
+        caches: &mut [SequenceCache],
+    ) -> Result<Value> {
+        let kv = spans
+            .iter()
+            .zip(caches)
+            .map(|(r, cache)| cache.append(layer, k, v, r.start, r.len()))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(attention(tape, Qkv::Cached { q, kv: &kv }, spans, &self.spec)?)
+    }
+}
+
+fn residual_std(spec: &StackSpec) -> f64 {
+    match spec.init.residual {
+        ResidualInit::Plain => spec.init.std,
+        ResidualInit::ByDepth => spec.init.std / (2.0 * spec.n_layers as f64).sqrt(),
+    }
+}
+
+/// The position-wise network.
+#[derive(Debug)]
+struct Network {
+    up: Affine,
+    down: Affine,
+    activation: Activation,
+}
+
+impl Network {
+    fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec) -> Result<Self> {
+        let FeedForward::Dense(activation) = spec.feed_forward;
+        let (d, f, layout) = (spec.d_model, spec.d_ff, spec.layout);
+        let up = Affine::build(b, &format!("{name}.up"), d, f, layout, spec.init.std)?;
+        let down = Affine::build(b, &format!("{name}.down"), f, d, layout, residual_std(spec))?;
+        Ok(Network { up, down, activation })
+    }
+
+    fn forward(&self, tape: &Tape, x: &Value) -> Result<Value> {
+        let w = Dense {
+            up: &tape.param(&self.up.weight),
+            up_bias: &tape.param(&self.up.bias),
+            down: &tape.param(&self.down.weight),
+            down_bias: &tape.param(&self.down.bias),
+            layout: self.up.layout,
+            activation: self.activation,
+        };
+        Ok(feed_forward(tape, x, &w)?)
+    }
+}
+
+/// What flows between layers: the residual stream and a branch that the next norm will add to it, so that addition, dropout
+/// and norm are one operation.
+pub(crate) struct Stream {
+    pub x: Value,
+    pub branch: Option<Value>,
+}
+
+/// One layer of a stack.
+#[derive(Debug)]
+pub struct Layer {
+    attention: Attention,
+    attention_norm: NormParams,
+    network: Network,
+    network_norm: NormParams,
+    placement: Placement,
+    dropout: f32,
+    index: usize,
+}
+
+impl Layer {
+    pub(crate) fn build(b: &mut Builder<'_>, spec: &StackSpec, index: usize) -> Result<Self> {
+        let name = |part: &str| format!("layers.{index}.{part}");
+        Ok(Layer {
+            attention: Attention::build(b, &name("attention"), spec, index)?,
+            attention_norm: NormParams::build(b, &name("attention_norm"), spec)?,
+            network: Network::build(b, &name("feed_forward"), spec)?,
+            network_norm: NormParams::build(b, &name("feed_forward_norm"), spec)?,
+            placement: spec.placement,
+            dropout: spec.dropout.residual,
+            index,
+        })
+    }
+
+    /// The norm applied to the stream after its pending branch is added: `[sum, norm(sum)]`.
+    pub(crate) fn join(tape: &Tape, s: &Stream, norm: &NormParams, dropout: f32) -> Result<[Value; 2]> {
+        let branch = s.branch.as_ref().map(|value| Branch { value, dropout });
+        norm.with(tape, |norm| residual_norm(tape, &s.x, branch, norm))
+    }
+
+    /// Runs the layer. In pre-norm stacks `before` receives the layer's input (the residual stream) once it is known.
+    pub(crate) fn forward(
+        &self,
+        tape: &Tape,
+        s: Stream,
+        spans: &Spans,
+        caches: Option<&mut [SequenceCache]>,
+        before: &mut dyn FnMut(&Value),
+    ) -> Result<Stream> {
+        match self.placement {
+            Placement::Pre => {
+                let [x, y] = Self::join(tape, &s, &self.attention_norm, self.dropout)?;
+                before(&x);
+                let a = self.attention.forward(tape, &y, spans, self.index, caches)?;
+                let [x, y] = Self::join(tape, &Stream { x, branch: Some(a) }, &self.network_norm, self.dropout)?;
+                let f = self.network.forward(tape, &y)?;
+                Ok(Stream { x, branch: Some(f) })
+            }
+            Placement::Post => {
+                before(&s.x);
+                let a = self.attention.forward(tape, &s.x, spans, self.index, caches)?;
+                let [_, x] = Self::join(tape, &Stream { x: s.x, branch: Some(a) }, &self.attention_norm, self.dropout)?;
+                let f = self.network.forward(tape, &x)?;
+                let [_, x] = Self::join(tape, &Stream { x, branch: Some(f) }, &self.network_norm, self.dropout)?;
+                Ok(Stream { x, branch: None })
+            }
+        }
+    }
+}
+
+/// Checks that a stack may be run with a cache.
+pub(crate) fn check_cache(spec: &StackSpec, spans: &Spans, caches: Option<&[SequenceCache]>) -> Result<()> {
+    let Some(caches) = caches else { return Ok(()) };
+    if spec.attend == Attend::All {
+        return Err(Error::Spec {
+            field: "attend",
+            found: "all".into(),
+            expected: "past: a model that sees the whole sequence has no cache".into(),
+        });
+    }
+    if caches.len() != spans.len() {
+        return Err(Error::Length { what: "number of caches", found: caches.len(), expected: spans.len() });
+    }
+    Ok(())
+}

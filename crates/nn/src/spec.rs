@@ -1,0 +1,229 @@
+//! The specification of a stack: one enum per slot.
+
+use crate::{Error, Result};
+use genus_ops::{Activation, AttentionSpec, Layout, Mask};
+
+/// How a token's place in its sequence enters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Positions {
+    /// A table of `n_ctx` learned vectors, added to the token's.
+    Learned,
+}
+
+/// How a token's segment enters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Segments {
+    /// Not at all.
+    None,
+    /// A table of that many learned vectors, added to the token's (BERT's sentence A and B).
+    Learned(usize),
+}
+
+/// The normalisation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NormKind {
+    /// Layer normalisation.
+    Layer {
+        /// Added to the variance.
+        eps: f64,
+    },
+}
+
+/// Where a layer normalises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Before each sublayer: `x + f(norm(x))` (GPT-2).
+    Pre,
+    /// After each residual connection: `norm(x + f(x))` (the Transformer, GPT, BERT).
+    Post,
+}
+
+/// Whether the embeddings are normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmbeddingNorm {
+    /// They are not; dropout follows the sum.
+    None,
+    /// They are, before dropout (BERT).
+    Norm,
+}
+
+/// Whether a norm follows the last layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinalNorm {
+    /// None.
+    None,
+    /// One (GPT-2).
+    Norm,
+}
+
+/// Who attends to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attend {
+    /// Every token to all of its sequence: an encoder.
+    All,
+    /// Every token to itself and those before it: a decoder.
+    Past,
+}
+
+/// How queries, keys and values are projected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Projections {
+    /// By one matrix, side by side (GPT, GPT-2).
+    Packed,
+    /// By three matrices (BERT).
+    Separate,
+}
+
+/// The position-wise network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedForward {
+    /// `act(x W1 + b1) W2 + b2`.
+    Dense(Activation),
+}
+
+/// Whether the output projection is the token table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tying {
+    /// It is (Press and Wolf 2017, arXiv 1608.05859).
+    Tied,
+    /// It is a matrix of its own.
+    Untied,
+}
+
+/// Dropout probabilities.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// After the embeddings.
+    pub embedding: f32,
+    /// On attention weights.
+    pub attention: f32,
+    /// On each sublayer's output.
+    pub residual: f32,
+}
+
+/// How projections into the residual stream begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResidualInit {
+    /// As all others.
+    Plain,
+    /// Scaled by `1 / sqrt(2 n_layers)`, so that the stream's size does not grow with depth (GPT-2).
+    ByDepth,
+}
+
+/// How parameters begin: matrices from a normal distribution, biases 0, norms 1 and 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InitScheme {
+    /// Standard deviation of matrices and token vectors.
+    pub std: f64,
+    /// Standard deviation of position vectors.
+    pub position_std: f64,
+    /// Projections into the residual stream.
+    pub residual: ResidualInit,
+}
+
+/// A stack of layers over embeddings. Every field is given: nothing has a hidden default.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StackSpec {
+    /// Width of the hidden states.
+    pub d_model: usize,
+    /// Number of layers.
+    pub n_layers: usize,
+    /// Number of query heads.
+    pub n_heads: usize,
+    /// Number of key and value heads.
+    pub n_kv_heads: usize,
+    /// Width of a head; `n_heads * d_head` need not be `d_model`.
+    pub d_head: usize,
+    /// Width inside the feed-forward network.
+    pub d_ff: usize,
+    /// Number of tokens.
+    pub vocab_size: usize,
+    /// Longest sequence.
+    pub n_ctx: usize,
+    /// Positions.
+    pub positions: Positions,
+    /// Segments.
+    pub segments: Segments,
+    /// Norm over the embeddings.
+    pub embedding_norm: EmbeddingNorm,
+    /// The kind of all norms.
+    pub norm: NormKind,
+    /// Where layers normalise.
+    pub placement: Placement,
+    /// Norm after the last layer.
+    pub final_norm: FinalNorm,
+    /// Who attends to whom.
+    pub attend: Attend,
+    /// Query, key and value projections.
+    pub projections: Projections,
+    /// How matrices lie in memory.
+    pub layout: Layout,
+    /// Position-wise network.
+    pub feed_forward: FeedForward,
+    /// Output projection.
+    pub tying: Tying,
+    /// Dropout.
+    pub dropout: Dropout,
+    /// Initial values.
+    pub init: InitScheme,
+}
+
+impl StackSpec {
+    /// The attention of layer `layer`.
+    pub fn attention(&self, _layer: usize) -> AttentionSpec {
+        AttentionSpec {
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            d_head: self.d_head,
+            mask: match self.attend {
+                Attend::All => Mask::Full,
+                Attend::Past => Mask::Causal,
+            },
+            scale: (1.0 / (self.d_head as f64).sqrt()) as f32,
+            dropout: self.dropout.attention,
+        }
+    }
+
+    /// Checks that the dimensions can be.
+    ///
+    /// # Errors
+    /// Names the first field that cannot.
+    pub fn check(&self) -> Result<()> {
+        let positive = [
+            ("d_model", self.d_model),
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.n_kv_heads),
+            ("d_head", self.d_head),
+            ("d_ff", self.d_ff),
+            ("vocab_size", self.vocab_size),
+            ("n_ctx", self.n_ctx),
+        ];
+        for (field, value) in positive {
+            if value == 0 || value > u32::MAX as usize {
+                return Err(Error::Spec {
+                    field,
+                    found: value.to_string(),
+                    expected: format!("a number from 1 to {}", u32::MAX),
+                });
+            }
+        }
+        if self.n_heads % self.n_kv_heads != 0 {
+            return Err(Error::Spec {
+                field: "n_kv_heads",
+                found: self.n_kv_heads.to_string(),
+                expected: format!("a divisor of n_heads = {}", self.n_heads),
+            });
+        }
+        for (field, p) in [
+            ("dropout.embedding", self.dropout.embedding),
+            ("dropout.attention", self.dropout.attention),
+            ("dropout.residual", self.dropout.residual),
+        ] {
+            if !(0.0..1.0).contains(&p) {
+                return Err(Error::Spec { field, found: p.to_string(), expected: "at least 0 and below 1".into() });
+            }
+        }
+        Ok(())
+    }
+}

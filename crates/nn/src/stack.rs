@@ -1,0 +1,91 @@
+//! Embeddings and layers, from token ids to hidden states.
+
+use crate::layer::{NormParams, Stream, check_cache};
+use crate::{Builder, Embeddings, FinalNorm, Input, Layer, Placement, Result, SequenceCache, StackSpec};
+use genus_ops::{Branch, Tape, Value, residual};
+
+/// The hidden states of a batch.
+pub struct Hidden {
+    /// Of the last layer (after the final norm where there is one), `[n, d]`.
+    pub last: Value,
+    /// When asked for: the embeddings and the output of every layer, `n_layers + 1` matrices, the last of them `last`.
+    pub all: Vec<Value>,
+}
+
+/// Embeddings, layers and perhaps a final norm.
+#[derive(Debug)]
+pub struct Stack {
+    spec: StackSpec,
+    embeddings: Embeddings,
+    layers: Vec<Layer>,
+    final_norm: Option<NormParams>,
+}
+
+impl Stack {
+    /// Builds the stack's parameters.
+    ///
+    /// # Errors
+    /// When the specification cannot be or a parameter cannot be had.
+    pub fn build(b: &mut Builder<'_>, spec: &StackSpec) -> Result<Self> {
+        spec.check()?;
+        let embeddings = Embeddings::build(b, spec)?;
+        let layers = (0..spec.n_layers).map(|i| Layer::build(b, spec, i)).collect::<Result<_>>()?;
+        let final_norm = match spec.final_norm {
+            FinalNorm::None => None,
+            FinalNorm::Norm => Some(NormParams::build(b, "final_norm", spec)?),
+        };
+        Ok(Stack { spec: spec.clone(), embeddings, layers, final_norm })
+    }
+
+    /// The specification.
+    pub fn spec(&self) -> &StackSpec {
+        &self.spec
+    }
+
+    /// The embeddings.
+    pub fn embeddings(&self) -> &Embeddings {
+        &self.embeddings
+    }
+
+    /// Runs the stack over a batch, appending to `caches` (one a sequence) if given.
+    ///
+    /// # Errors
+    /// When ids, positions or segments are out of range, or lists do not fit each other.
+    pub fn forward(
+        &self,
+        tape: &Tape,
+        input: &Input,
+        mut caches: Option<&mut [SequenceCache]>,
+        keep_all: bool,
+    ) -> Result<Hidden> {
+        check_cache(&self.spec, &input.spans, caches.as_deref())?;
+        let mut all = Vec::new();
+        let mut keep = |v: &Value| {
+            if keep_all {
+                all.push(v.clone());
+            }
+        };
+        let x = self.embeddings.forward(tape, input, caches.as_deref())?;
+        let mut s = Stream { x, branch: None };
+        for layer in &self.layers {
+            s = layer.forward(tape, s, &input.spans, caches.as_deref_mut(), &mut keep)?;
+        }
+        let dropout = self.spec.dropout.residual;
+        let last = match (&self.final_norm, s.branch.as_ref()) {
+            (Some(norm), _) => {
+                let [_, y] = Layer::join(tape, &s, norm, dropout)?;
+                y
+            }
+            (None, Some(value)) => residual(tape, &s.x, Branch { value, dropout })?,
+            (None, None) => s.x,
+        };
+        keep(&last);
+        debug_assert!(self.spec.placement == Placement::Pre || s.branch.is_none());
+        if let Some(caches) = caches {
+            for (cache, span) in caches.iter_mut().zip(input.spans.iter()) {
+                cache.advance(span.len());
+            }
+        }
+        Ok(Hidden { last, all })
+    }
+}
