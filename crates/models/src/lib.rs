@@ -1,1 +1,21 @@
-//! Genus: one file per model of the family, and the registry
+//! One file per model of the family, the registry, and model folders in Hugging Face's layout.
+//!
+//! A [`Family`] says, as data, what one member of the family is: paper, ancestor, differences, published sizes, configuration
+//! and tensor names. A [`Model`] is a member with weights: [`Model::random`], [`Model::load`], [`Model::save`].
+
+mod bert;
+mod error;
+mod flops;
+mod gpt2;
+mod model;
+mod registry;
+mod task;
+
+pub use error::{Error, Result};
+pub use flops::Flops;
+pub use genus_checkpoint as checkpoint;
+pub use genus_nn as nn;
+pub use genus_nn::{Input, SequenceCache, StackSpec};
+pub use model::{LoadOptions, Loaded, Model};
+pub use registry::{Dimensions, Family, Lineage, Preset, families, family, find_preset, lineage, presets};
+pub use task::Task;

@@ -1,25 +1,25 @@
 //! Heads: what is read off the hidden states.
 
 use crate::layer::{Affine, NormParams};
-use crate::{Builder, Init, NormKind, Result, Stack, StackSpec, Tying};
+use crate::{Builder, FeedForward, Init, Result, Stack, StackSpec, Tying};
 use genus_ops::{
     Activation, Layout, Param, Projection, Spans, Tape, Value, cross_entropy, gather_rows, linear, residual_norm,
 };
 
-/// The small network before BERT's output projection.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TransformSpec {
-    /// After the affine map.
-    pub activation: Activation,
-    /// The norm that follows.
-    pub norm: NormKind,
+/// What stands between the hidden states and a head's projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadTransform {
+    /// Nothing (GPT-2).
+    None,
+    /// A square affine map, the stack's activation and a norm of the stack's kind (BERT).
+    Dense,
 }
 
 /// A head that predicts tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadSpec {
-    /// A network before the projection (BERT), or none.
-    pub transform: Option<TransformSpec>,
+    /// What stands before the projection.
+    pub transform: HeadTransform,
     /// Whether the projection adds a bias per token.
     pub bias: HeadBias,
 }
@@ -48,12 +48,13 @@ impl LmHead {
     /// When a parameter cannot be had.
     pub fn build(b: &mut Builder<'_>, spec: &StackSpec, stack: &Stack, head: &HeadSpec) -> Result<Self> {
         let d = spec.d_model;
+        let FeedForward::Dense(activation) = spec.feed_forward;
         let transform = match head.transform {
-            None => None,
-            Some(t) => Some((
+            HeadTransform::None => None,
+            HeadTransform::Dense => Some((
                 Affine::build(b, "lm_head.transform", d, d, spec.layout, spec.init.std)?,
-                t.activation,
-                NormParams::of_width(b, "lm_head.norm", d, t.norm)?,
+                activation,
+                NormParams::build(b, "lm_head.norm", spec)?,
             )),
         };
         let weight = match spec.tying {

@@ -19,13 +19,9 @@ pub(crate) struct NormParams {
 
 impl NormParams {
     pub fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec) -> Result<Self> {
-        Self::of_width(b, name, spec.d_model, spec.norm)
-    }
-
-    pub fn of_width(b: &mut Builder<'_>, name: &str, d: usize, kind: NormKind) -> Result<Self> {
-        let weight = b.param(format!("{name}.weight"), &[d], Init::Ones)?;
-        let bias = b.param(format!("{name}.bias"), &[d], Init::Zeros)?;
-        Ok(NormParams { weight, bias, kind })
+        let weight = b.param(format!("{name}.weight"), &[spec.d_model], Init::Ones)?;
+        let bias = b.param(format!("{name}.bias"), &[spec.d_model], Init::Zeros)?;
+        Ok(NormParams { weight, bias, kind: spec.norm })
     }
 
     /// Lends the norm to an operation.

@@ -1,0 +1,53 @@
+//! How much arithmetic a model's definition needs.
+
+use genus_nn::StackSpec;
+use genus_ops::Spans;
+
+/// Floating-point operations of matrix products: `2 m n k` each, on real tokens only, causal attention as a triangle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Flops {
+    /// One forward pass.
+    pub forward: f64,
+}
+
+impl Flops {
+    /// Of a batch with the given spans, of which `predicted` rows go through a projection to the vocabulary (after a square
+    /// network of the head where `transform`).
+    pub fn of(spec: &StackSpec, spans: &Spans, predicted: usize, transform: bool) -> Self {
+        let (d, q, kv) = (spec.d_model as f64, spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
+        let per_token = 2.0 * d * (q + 2 * kv) as f64 + 2.0 * q as f64 * d + 4.0 * d * spec.d_ff as f64;
+        let mut forward = per_token * spec.n_layers as f64 * spans.total() as f64;
+        for layer in 0..spec.n_layers {
+            let mask = spec.attention(layer).mask;
+            let seen: usize =
+                spans.iter().map(|r| (0..r.len()).map(|p| mask.visible(p, r.len()).len()).sum::<usize>()).sum();
+            forward += 4.0 * q as f64 * seen as f64;
+        }
+        let head = 2.0 * d * spec.vocab_size as f64 + if transform { 2.0 * d * d } else { 0.0 };
+        Flops { forward: forward + head * predicted as f64 }
+    }
+
+    /// Forward and backward: each product has two in the backward pass; recomputation does not count.
+    pub fn training(self) -> f64 {
+        3.0 * self.forward
+    }
+
+    /// Of one decoding step of a sequence whose cache holds `seen` tokens.
+    pub fn decode(spec: &StackSpec, seen: usize) -> f64 {
+        let one = Flops::of(spec, &Spans::single(1), 1, false).forward;
+        one + 4.0 * (spec.n_heads * spec.d_head * spec.n_layers * seen) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpt2_at_context_512() {
+        let (_, preset) = crate::find_preset("gpt2").unwrap();
+        let f = Flops::of(&(preset.spec)(), &Spans::from_lengths([512; 4]), 2048, false);
+        // 769.5 MFLOP a token, counted by hand from the definition.
+        assert!((f.training() / 2048.0 / 1e6 - 769.5).abs() < 0.1, "{}", f.training() / 2048.0 / 1e6);
+    }
+}

@@ -1,0 +1,159 @@
+//! The members of the family, their tree and their published sizes.
+
+use crate::{Error, Result, Task, bert, gpt2};
+use genus_checkpoint::config::JsonFile;
+use genus_checkpoint::names::NameMap;
+use genus_nn::{HeadSpec, StackSpec};
+use serde_json::{Map, Value};
+
+/// A published size of a member.
+#[derive(Clone, Copy)]
+pub struct Preset {
+    /// The name, as its authors published it.
+    pub name: &'static str,
+    /// Its dimensions.
+    pub spec: fn() -> StackSpec,
+}
+
+/// Whether hidden states are summarised by the first token's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// No.
+    None,
+    /// By an affine map and tanh (BERT).
+    First,
+}
+
+/// One member of the family, as data.
+pub struct Family {
+    /// The name.
+    pub name: &'static str,
+    /// `model_type` in Hugging Face's configuration.
+    pub model_type: &'static str,
+    /// Authors, year, title or identifier of the paper.
+    pub paper: &'static str,
+    /// The member or forebear it comes from.
+    pub ancestor: &'static str,
+    /// What it changes.
+    pub differences: &'static [&'static str],
+    /// Where this implementation deviates from the paper.
+    pub deviations: &'static [&'static str],
+    /// Published sizes, the one that bears the member's name first.
+    pub presets: &'static [Preset],
+    /// Its tasks with the class names of Hugging Face, the pretraining task first.
+    pub tasks: &'static [(Task, &'static str)],
+    /// The head that predicts tokens.
+    pub head: HeadSpec,
+    /// The summary of a sequence.
+    pub pooling: Pooling,
+    /// Reads a configuration.
+    pub(crate) read: fn(&JsonFile) -> Result<StackSpec>,
+    /// Writes a configuration.
+    pub(crate) write: fn(&StackSpec) -> Map<String, Value>,
+    /// The table of tensor names.
+    pub(crate) names: fn(Task, &StackSpec) -> genus_checkpoint::Result<NameMap>,
+}
+
+/// A forebear in the tree that has no file of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Lineage {
+    /// The name.
+    pub name: &'static str,
+    /// Where it comes from.
+    pub ancestor: Option<&'static str>,
+    /// Its paper.
+    pub paper: &'static str,
+}
+
+/// Forebears that members name as ancestors.
+pub fn lineage() -> &'static [Lineage] {
+    &[
+        Lineage { name: "transformer", ancestor: None, paper: "Vaswani et al. 2017, arXiv 1706.03762" },
+        Lineage {
+            name: "gpt",
+            ancestor: Some("transformer"),
+            paper: "Radford et al. 2018, Improving Language Understanding by Generative Pre-Training",
+        },
+    ]
+}
+
+/// All members.
+pub fn families() -> &'static [&'static Family] {
+    static ALL: [&Family; 2] = [&bert::BERT, &gpt2::GPT2];
+    &ALL
+}
+
+/// The member with that `model_type`.
+pub fn family(model_type: &str) -> Option<&'static Family> {
+    families().iter().find(|f| f.model_type == model_type).copied()
+}
+
+/// All presets with their members.
+pub fn presets() -> impl Iterator<Item = (&'static Family, &'static Preset)> {
+    families().iter().flat_map(|f| f.presets.iter().map(move |p| (*f, p)))
+}
+
+/// The preset of that name.
+///
+/// # Errors
+/// When there is none; the error names the one most like it.
+pub fn find_preset(name: &str) -> Result<(&'static Family, &'static Preset)> {
+    presets().find(|(_, p)| p.name == name).ok_or_else(|| Error::Preset {
+        name: name.to_owned(),
+        nearest: genus_checkpoint::names::nearest_names(name, presets().map(|(_, p)| p.name), 1).pop(),
+    })
+}
+
+/// Dimensions that replace a preset's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dimensions {
+    /// Number of layers.
+    pub n_layers: Option<usize>,
+    /// Width. Heads keep their number; their width becomes `d_model / n_heads`.
+    pub d_model: Option<usize>,
+    /// Number of heads.
+    pub n_heads: Option<usize>,
+    /// Width inside the feed-forward network; four times `d_model` when only that is given.
+    pub d_ff: Option<usize>,
+    /// Number of tokens.
+    pub vocab_size: Option<usize>,
+    /// Longest sequence.
+    pub n_ctx: Option<usize>,
+}
+
+impl Dimensions {
+    /// `spec` with these dimensions.
+    ///
+    /// # Errors
+    /// When heads do not divide the width.
+    pub fn apply(&self, mut spec: StackSpec) -> Result<StackSpec> {
+        let ratio = spec.d_ff / spec.d_model.max(1);
+        let set = |field: &mut usize, value: Option<usize>| {
+            if let Some(v) = value {
+                *field = v;
+            }
+        };
+        set(&mut spec.n_layers, self.n_layers);
+        set(&mut spec.vocab_size, self.vocab_size);
+        set(&mut spec.n_ctx, self.n_ctx);
+        set(&mut spec.d_model, self.d_model);
+        set(&mut spec.n_heads, self.n_heads);
+        if self.n_heads.is_some() || self.d_model.is_some() {
+            if spec.n_heads == 0 || spec.d_model % spec.n_heads != 0 {
+                return Err(Error::Dimension {
+                    field: "n_heads",
+                    found: spec.n_heads.to_string(),
+                    expected: format!("a divisor of d_model = {}", spec.d_model),
+                });
+            }
+            spec.n_kv_heads = spec.n_heads;
+            spec.d_head = spec.d_model / spec.n_heads;
+        }
+        if self.d_model.is_some() {
+            spec.d_ff = ratio.saturating_mul(spec.d_model);
+        }
+        set(&mut spec.d_ff, self.d_ff);
+        spec.check()?;
+        Ok(spec)
+    }
+}

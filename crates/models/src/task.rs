@@ -1,0 +1,62 @@
+//! What a model is loaded for.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A use of a model; decides which heads it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Task {
+    /// Hidden states only.
+    Base,
+    /// The next token.
+    CausalLm,
+    /// Masked tokens.
+    MaskedLm,
+    /// Whether one segment follows another.
+    NextSentence,
+    /// BERT's pretraining: masked tokens and next sentence.
+    Pretraining,
+}
+
+impl Task {
+    /// All tasks.
+    pub const ALL: [Task; 5] = [Task::Base, Task::CausalLm, Task::MaskedLm, Task::NextSentence, Task::Pretraining];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Task::Base => "base",
+            Task::CausalLm => "causal-lm",
+            Task::MaskedLm => "masked-lm",
+            Task::NextSentence => "next-sentence",
+            Task::Pretraining => "pretraining",
+        }
+    }
+
+    /// Whether the task predicts tokens.
+    pub fn predicts_tokens(self) -> bool {
+        matches!(self, Task::CausalLm | Task::MaskedLm | Task::Pretraining)
+    }
+
+    /// Whether the task classifies pairs of segments.
+    pub fn predicts_next_sentence(self) -> bool {
+        matches!(self, Task::NextSentence | Task::Pretraining)
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Task {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        Task::ALL
+            .into_iter()
+            .find(|t| t.name() == s)
+            .ok_or_else(|| format!("no task is called {s:?}, expected one of {}", Task::ALL.map(Task::name).join(", ")))
+    }
+}
