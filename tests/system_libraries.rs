@@ -76,7 +76,8 @@ fn violations(metadata: &Value) -> Vec<String> {
 
 /// The platform of this machine, whose packages are at hand without a network.
 fn host() -> String {
-    let output = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("-vV").output().expect("rustc runs");
+    let output =
+        Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("-vV").output().expect("rustc runs");
     let text = String::from_utf8(output.stdout).expect("text");
     text.lines().find_map(|l| l.strip_prefix("host: ")).expect("a host").to_owned()
 }

@@ -6,6 +6,8 @@
 //! - `progress`, `report`, `interrupt`: what the user sees while work goes on, when it ends, and how it is stopped.
 //! - `corpus`: the text that quickstart trains on.
 
+#![allow(dead_code)] // until the first command is wired
+
 use std::process::ExitCode;
 
 use clap::Parser;

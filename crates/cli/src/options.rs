@@ -163,7 +163,8 @@ impl Layers {
         let mut entries: Vec<_> = entries.into_iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
         for (written, value) in entries {
-            let line = 1 + text.as_bytes()[..written.span().start.min(text.len())].iter().filter(|&&b| b == b'\n').count();
+            let line =
+                1 + text.as_bytes()[..written.span().start.min(text.len())].iter().filter(|&&b| b == b'\n').count();
             let name = written.get_ref().replace('_', "-");
             let found = groups.iter().find_map(|g| g.keys.iter().find(|k| k.name() == name).map(|k| (g, k)));
             let Some((group, key)) = found else {
