@@ -68,6 +68,20 @@ pub fn with_slice_mut<R>(t: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<
     op.0.into_inner().1.ok_or(Error::NotRecorded)
 }
 
+/// Reads several f32 CPU tensors as slices.
+pub(crate) fn with_slices<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+    let owned: Vec<Tensor> = tensors.iter().map(|t| Ok(t.contiguous()?)).collect::<Result<_>>()?;
+    let guards: Vec<_> = owned.iter().map(|t| t.storage_and_layout()).collect();
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        match (&**storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(v)), Some((start, end))) => *slice = &v[start..end],
+            _ => return Err(Error::DType { op: "read", found: "other".into(), expected: "f32 on the CPU" }),
+        }
+    }
+    Ok(f(slices))
+}
+
 /// A tensor's values as f32, whatever its element type and device.
 pub fn to_vec(t: &Tensor) -> Result<Vec<f32>> {
     Ok(t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
@@ -92,7 +106,7 @@ unsafe impl Send for Rows {}
 unsafe impl Sync for Rows {}
 
 /// Runs `f` on views of 2-D f32 CPU tensors with contiguous columns (narrowed columns of a wider tensor are such views).
-pub(crate) fn with_rows<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([Rows; N]) -> R) -> Result<R> {
+pub(crate) fn with_rows<R>(tensors: &[&Tensor], f: impl FnOnce(&[Rows]) -> R) -> Result<R> {
     let owned: Vec<Tensor> = tensors
         .iter()
         .map(|t| {
@@ -101,7 +115,7 @@ pub(crate) fn with_rows<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce
         })
         .collect::<Result<_>>()?;
     let guards: Vec<_> = owned.iter().map(|t| t.storage_and_layout()).collect();
-    let mut rows = Vec::with_capacity(N);
+    let mut rows = Vec::with_capacity(tensors.len());
     for (storage, layout) in &guards {
         match &**storage {
             Storage::Cpu(CpuStorage::F32(v)) => {
@@ -110,8 +124,7 @@ pub(crate) fn with_rows<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce
             _ => return Err(Error::DType { op: "read", found: "other".into(), expected: "f32 on the CPU" }),
         }
     }
-    let rows: [Rows; N] = rows.try_into().map_err(|_| Error::NotRecorded)?;
-    Ok(f(rows))
+    Ok(f(&rows))
 }
 
 /// A raw pointer that may cross to the pool's threads.

@@ -21,6 +21,8 @@ mod rows;
 mod simd;
 mod spans;
 mod tape;
+#[cfg(test)]
+mod testing;
 
 pub use activation::Activation;
 pub use array::{scalar, to_vec, with_slice, with_slice_mut};

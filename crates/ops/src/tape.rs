@@ -148,6 +148,18 @@ impl Value {
     pub(crate) fn target(&self) -> Option<Target> {
         self.target.clone()
     }
+
+    /// Takes the gradient buffer that a parameter keeps between steps, if it holds no gradient now: for an operation that
+    /// computes the gradient ahead of the backward pass and hands the buffer back through [`Grads::add`].
+    pub(crate) fn spare_gradient(&self) -> Option<Tensor> {
+        match &self.target {
+            Some(Target::Param(p)) => {
+                let mut g = p.gradient();
+                if g.reached { None } else { g.tensor.take() }
+            }
+            _ => None,
+        }
+    }
 }
 
 struct Slot {
@@ -317,6 +329,11 @@ impl Tape {
         self.path == Path::Kernels && on_kernel(t)
     }
 
+    /// Whether an operation on these inputs is recorded, so that what its backward needs must be kept.
+    pub(crate) fn tracks(&self, inputs: &[&Value]) -> bool {
+        self.recording && inputs.iter().any(|v| v.tracked())
+    }
+
     /// The key of the next dropout of rate `p`, or `None` when nothing is dropped.
     pub(crate) fn draw(&self, p: f32) -> Option<Key> {
         let key = self.dropout.filter(|_| p > 0.0)?;
@@ -351,7 +368,7 @@ impl Tape {
         output: Tensor,
         backward: impl FnOnce(Tensor, &mut Grads) -> Result<()> + 'static,
     ) -> Value {
-        if !self.recording || !inputs.iter().any(|v| v.tracked()) {
+        if !self.tracks(inputs) {
             return Value::constant(output);
         }
         let node = self.node();
@@ -369,7 +386,7 @@ impl Tape {
         outputs: [Tensor; 2],
         backward: impl FnOnce([Option<Tensor>; 2], &mut Grads) -> Result<()> + 'static,
     ) -> [Value; 2] {
-        if !self.recording || !inputs.iter().any(|v| v.tracked()) {
+        if !self.tracks(inputs) {
             return outputs.map(Value::constant);
         }
         let nodes = [self.node(), self.node()];
@@ -388,8 +405,7 @@ impl Tape {
         inputs: &[&Value],
         f: impl FnOnce(&[Tensor]) -> Result<[Tensor; N]>,
     ) -> Result<[Value; N]> {
-        let tracked = self.recording && inputs.iter().any(|v| v.tracked());
-        if !tracked {
+        if !self.tracks(inputs) {
             let tensors: Vec<Tensor> = inputs.iter().map(|v| v.tensor.clone()).collect();
             return Ok(f(&tensors)?.map(Value::constant));
         }

@@ -1,9 +1,11 @@
 //! Projection to a vocabulary and cross-entropy in one operation: the logits of the whole batch are never held.
 
+pub(crate) mod cpu;
 pub(crate) mod definition;
 
+use crate::array::{tensor, uninit, with_slice_mut, with_slices};
 use crate::linear::{Layout, matrix, vector};
-use crate::{Error, Result, Tape, Value};
+use crate::{Error, Result, Tape, Tensor, Value};
 
 /// Target of a row that does not count.
 pub const IGNORE: i32 = -100;
@@ -50,7 +52,70 @@ pub fn cross_entropy(tape: &Tape, x: &Value, p: &Projection<'_>, targets: &[i32]
     }
     let mut inputs = vec![x, p.weight];
     inputs.extend(p.bias);
+    if tape.kernel(x.tensor()) {
+        return kernel(tape, &inputs, p, targets, [n, d, vocab]);
+    }
     let [y] =
         tape.composed(&inputs, |t| Ok([definition::cross_entropy(t, p.layout, p.smoothing, p.scale, targets)?]))?;
     Ok(y)
+}
+
+/// The kernel path; `inputs`: x, weight and perhaps bias. While recording the gradients for an upstream gradient of 1 are
+/// computed here, and the backward pass only hands them on.
+fn kernel(
+    tape: &Tape,
+    inputs: &[&Value],
+    p: &Projection<'_>,
+    targets: &[i32],
+    [n, d, vocab]: [usize; 3],
+) -> Result<Value> {
+    let record = tape.tracks(inputs);
+    // A parameter's own gradient buffer, if it is free, receives the gradient right away.
+    let buffer = |v: &&Value| -> Result<Option<Tensor>> {
+        if !record || !v.tracked() {
+            return Ok(None);
+        }
+        Ok(Some(match v.spare_gradient() {
+            Some(t) if t.dims() == v.dims() => t,
+            _ => tensor(uninit(v.tensor().elem_count()), v.dims())?,
+        }))
+    };
+    let mut dx = (record && inputs[0].tracked()).then(|| uninit(n * d));
+    let (dw, db) = (buffer(&inputs[1])?, inputs.get(2).map(buffer).transpose()?.flatten());
+    let (x, w) = (inputs[0].tensor(), inputs[1].tensor());
+    let bias = inputs.get(2).map_or(w, |b| b.tensor());
+    let loss = with_slices([x, w, bias], |[x, w, b]| {
+        let head = cpu::Head {
+            d,
+            vocab,
+            weight: w,
+            layout: p.layout,
+            bias: p.bias.is_some().then_some(b),
+            smoothing: p.smoothing,
+            scale: p.scale,
+        };
+        let mut run = |weight: Option<&mut [f32]>, bias: Option<&mut [f32]>| {
+            cpu::forward(&head, x, targets, cpu::Wanted { x: dx.as_deref_mut(), weight, bias })
+        };
+        match (&dw, &db) {
+            (Some(w), Some(b)) => with_slice_mut(w, |w| with_slice_mut(b, |b| run(Some(w), Some(b))))?,
+            (Some(w), None) => with_slice_mut(w, |w| run(Some(w), None)),
+            (None, Some(b)) => with_slice_mut(b, |b| run(None, Some(b))),
+            (None, None) => Ok(run(None, None)),
+        }
+    })??;
+    let mut ready = Vec::new();
+    for (v, g) in inputs.iter().zip([dx.map(|g| tensor(g, &[n, d])).transpose()?, dw, db]) {
+        ready.extend(g.map(|g| (v.target(), g)));
+    }
+    Ok(tape.push(inputs, tensor(vec![loss as f32], &[])?, move |g, grads| {
+        let upstream = crate::scalar(&g)? as f32;
+        for (target, g) in ready {
+            if upstream != 1.0 {
+                with_slice_mut(&g, |g| cpu::scale(g, upstream))?;
+            }
+            grads.add(&target, g)?;
+        }
+        Ok(())
+    }))
 }

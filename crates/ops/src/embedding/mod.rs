@@ -1,8 +1,12 @@
 //! Embeddings: sums of rows of tables.
 
+pub(crate) mod cpu;
 pub(crate) mod definition;
 
+use crate::array::{tensor, uninit, with_slice};
 use crate::linear::matrix;
+use crate::rng::Key;
+use crate::rows::cpu::{drop_in_place, scatter_add};
 use crate::{Error, Result, Tape, Tensor, Value};
 
 /// `dropout(sum over tables of table[ids])`: token, position and segment embeddings in one pass.
@@ -32,8 +36,46 @@ pub fn embedding(tape: &Tape, parts: &[(&Value, &[u32])], dropout: f32) -> Resul
     }
     let drop = tape.draw(dropout).map(|k| (k, dropout));
     let inputs: Vec<&Value> = parts.iter().map(|p| p.0).collect();
+    if tape.kernel(first.tensor()) {
+        return kernel(tape, parts, d, drop);
+    }
     let device = first.tensor().device();
     let indices: Vec<Tensor> = parts.iter().map(|p| Ok(Tensor::new(p.1, device)?)).collect::<Result<_>>()?;
     let [y] = tape.composed(&inputs, |t| Ok([definition::embedding(t, &indices, drop)?]))?;
     Ok(y)
+}
+
+fn kernel(tape: &Tape, parts: &[(&Value, &[u32])], d: usize, drop: Option<(Key, f32)>) -> Result<Value> {
+    let n = parts[0].1.len();
+    let mut y = uninit(n * d);
+    for (i, (table, ids)) in parts.iter().enumerate() {
+        with_slice(table.tensor(), |t| cpu::add_rows(t, ids, d, i > 0, &mut y))?;
+    }
+    if let Some(drop) = drop {
+        drop_in_place(&mut y, d, drop);
+    }
+    let inputs: Vec<&Value> = parts.iter().map(|p| p.0).collect();
+    let tables: Vec<_> =
+        parts.iter().map(|(t, ids)| (t.target(), t.dims().to_vec(), ids.to_vec())).filter(|t| t.0.is_some()).collect();
+    Ok(tape.push(&inputs, tensor(y, &[n, d])?, move |g, grads| {
+        let g = match drop {
+            Some(drop) => {
+                let mut g = with_slice(&g, <[f32]>::to_vec)?;
+                drop_in_place(&mut g, d, drop);
+                tensor(g, &[n, d])?
+            }
+            None => g,
+        };
+        with_slice(&g, |g| {
+            for (target, shape, ids) in &tables {
+                grads.write(target, shape, |table, add| {
+                    if !add {
+                        table.fill(0.0);
+                    }
+                    scatter_add(g, d, ids, table);
+                })?;
+            }
+            Ok(())
+        })?
+    }))
 }

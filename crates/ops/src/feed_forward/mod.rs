@@ -1,7 +1,10 @@
 //! The position-wise feed-forward network `y = act(x W1 + b1) W2 + b2` (Vaswani et al. 2017, equation 2).
 
+pub(crate) mod cpu;
 pub(crate) mod definition;
 
+use crate::array::{tensor, uninit, with_slices};
+use crate::linear::cpu as maps;
 use crate::linear::{Layout, matrix, vector};
 use crate::{Activation, Error, Result, Tape, Value};
 
@@ -30,7 +33,7 @@ pub struct Dense<'a> {
 /// When shapes do not fit.
 pub fn feed_forward(tape: &Tape, x: &Value, w: &Dense<'_>) -> Result<Value> {
     const OP: &str = "feed-forward";
-    let (_, d) = matrix(OP, "x", x)?;
+    let (n, d) = matrix(OP, "x", x)?;
     let (d_in, d_ff) = w.layout.dims(OP, w.up)?;
     let (f, d_out) = w.layout.dims(OP, w.down)?;
     if d != d_in {
@@ -43,6 +46,41 @@ pub fn feed_forward(tape: &Tape, x: &Value, w: &Dense<'_>) -> Result<Value> {
     vector(OP, "down bias", w.down_bias, d_out)?;
     let (layout, activation) = (w.layout, w.activation);
     let inputs = [x, w.up, w.up_bias, w.down, w.down_bias];
+    if tape.kernel(x.tensor()) {
+        return kernel(tape, &inputs, layout, activation, cpu::Shape { n, d_model: d, d_ff, d_out });
+    }
     let [y] = tape.composed(&inputs, |t| Ok([definition::feed_forward(t, layout, activation)?]))?;
     Ok(y)
+}
+
+/// The kernel path; `inputs`: x, up, up bias, down, down bias.
+fn kernel(tape: &Tape, inputs: &[&Value; 5], layout: Layout, f: Activation, s: cpu::Shape) -> Result<Value> {
+    let cpu::Shape { n, d_model, d_ff, d_out } = s;
+    let [x, up, up_bias, down, down_bias] = inputs.map(|v| v.tensor().clone());
+    let mut y = uninit(n * d_out);
+    let mut hidden = uninit(n * d_ff);
+    let mut pre = tape.tracks(inputs).then(|| uninit(n * d_ff));
+    with_slices([&x, &up, &up_bias, &down, &down_bias], |[x, up, up_bias, down, down_bias]| {
+        let (up, down) = ((up, up_bias), (down, down_bias));
+        cpu::forward(s, x, up, down, layout, f, pre.as_deref_mut(), &mut hidden, &mut y);
+    })?;
+    drop(hidden);
+    let Some(pre) = pre else { return Ok(Value::constant(tensor(y, &[n, d_out])?)) };
+    let [to_x, to_up, to_up_bias, to_down, to_down_bias] = inputs.map(|v| v.target());
+    Ok(tape.push(inputs, tensor(y, &[n, d_out])?, move |g, grads| {
+        with_slices([&x, &up, &down, &g], |[x, up, down, dy]| {
+            let (mut du, mut hidden) = (uninit(n * d_ff), uninit(n * d_ff));
+            cpu::hidden_gradient(s, dy, down, layout, f, &pre, &mut du, &mut hidden);
+            grads.write(&to_down, &layout.shape(d_ff, d_out), |dw, add| {
+                maps::weight_gradient(s.down(), &hidden, dy, layout, dw, add);
+            })?;
+            drop(hidden);
+            grads.write(&to_down_bias, &[d_out], |db, add| maps::column_sums(dy, n, db, add))?;
+            grads.write(&to_up, &layout.shape(d_model, d_ff), |dw, add| {
+                maps::weight_gradient(s.up(), x, &du, layout, dw, add);
+            })?;
+            grads.write(&to_up_bias, &[d_ff], |db, add| maps::column_sums(&du, n, db, add))?;
+            grads.write(&to_x, &[n, d_model], |dx, add| maps::input_gradient(s.up(), &du, up, layout, dx, add))
+        })?
+    }))
 }

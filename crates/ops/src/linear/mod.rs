@@ -1,7 +1,9 @@
 //! The affine map `y = act(x W + b)`.
 
+pub(crate) mod cpu;
 pub(crate) mod definition;
 
+use crate::array::{tensor, uninit, with_slices};
 use crate::{Activation, Error, Result, Tape, Value};
 
 /// How a weight matrix lies in memory.
@@ -62,7 +64,7 @@ pub fn linear(
     layout: Layout,
     activation: Activation,
 ) -> Result<Value> {
-    let (_, d) = matrix("linear", "x", x)?;
+    let (n, d) = matrix("linear", "x", x)?;
     let (d_in, d_out) = layout.dims("linear", weight)?;
     if d != d_in {
         return Err(Error::shape("linear", "x", x.dims(), format!("[n, {d_in}]")));
@@ -72,6 +74,43 @@ pub fn linear(
     }
     let mut inputs = vec![x, weight];
     inputs.extend(bias);
+    if tape.kernel(x.tensor()) {
+        return kernel(tape, &inputs, layout, activation, cpu::Sizes { n, d_in, d_out });
+    }
     let [y] = tape.composed(&inputs, |t| Ok([definition::linear(&t[0], &t[1], t.get(2), layout, activation)?]))?;
     Ok(y)
+}
+
+/// The kernel path; `inputs`: x, weight and perhaps bias.
+fn kernel(tape: &Tape, inputs: &[&Value], layout: Layout, f: Activation, s: cpu::Sizes) -> Result<Value> {
+    let cpu::Sizes { n, d_in, d_out } = s;
+    let (x, w) = (inputs[0].tensor().clone(), inputs[1].tensor().clone());
+    let bias = inputs.get(2).map(|b| b.tensor());
+    let keep_pre = f != Activation::Identity && tape.tracks(inputs);
+    let mut y = uninit(n * d_out);
+    let mut pre = keep_pre.then(|| uninit(n * d_out));
+    with_slices([&x, &w, bias.unwrap_or(&w)], |[x, w, b]| {
+        cpu::forward(s, x, w, layout, bias.map(|_| b), f, pre.as_deref_mut(), &mut y);
+    })?;
+    let targets: Vec<_> = inputs.iter().map(|v| v.target()).collect();
+    Ok(tape.push(inputs, tensor(y, &[n, d_out])?, move |g, grads| {
+        let mut own = None;
+        with_slices([&x, &w, &g], |[x, w, dy]| {
+            let du = match &pre {
+                Some(pre) => {
+                    let du = own.insert(uninit(n * d_out));
+                    cpu::activation_gradient(f, pre, dy, du);
+                    &du[..]
+                }
+                None => dy,
+            };
+            grads.write(&targets[0], &[n, d_in], |dx, add| cpu::input_gradient(s, du, w, layout, dx, add))?;
+            let shape = layout.shape(d_in, d_out);
+            grads.write(&targets[1], &shape, |dw, add| cpu::weight_gradient(s, x, du, layout, dw, add))?;
+            match targets.get(2) {
+                Some(bias) => grads.write(bias, &[d_out], |db, add| cpu::column_sums(du, n, db, add)),
+                None => Ok(()),
+            }
+        })?
+    }))
 }

@@ -1,7 +1,9 @@
 //! The optimiser's update and the norm of the gradients.
 
+pub(crate) mod cpu;
 pub(crate) mod definition;
 
+use crate::array::{on_kernel, with_slice, with_slice_mut};
 use crate::{Param, Result, Tensor};
 
 /// AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2) for one update of one parameter.
@@ -51,6 +53,17 @@ impl Moments {
 /// When the moments do not fit the parameter.
 pub fn adamw(param: &Param, moments: &mut Moments, hyper: &AdamW) -> Result<()> {
     let Some(grad) = param.grad() else { return Ok(()) };
+    let value = param.tensor();
+    let all = [&value, &grad, &moments.first, &moments.second];
+    if all.iter().all(|t| on_kernel(t) && t.is_contiguous() && t.dims() == value.dims()) {
+        with_slice(&grad, |g| {
+            with_slice_mut(&value, |w| {
+                with_slice_mut(&moments.first, |m| with_slice_mut(&moments.second, |v| cpu::adamw(hyper, w, g, m, v)))
+            })
+        })????;
+        param.clear_grad();
+        return Ok(());
+    }
     let (value, first, second) = definition::adamw(&param.tensor(), &grad, moments, hyper)?;
     param.set(value)?;
     *moments = Moments { first, second };
@@ -66,7 +79,7 @@ pub fn grad_norm<'a>(params: impl IntoIterator<Item = &'a Param>) -> Result<f64>
     let mut sum = 0.0;
     for p in params {
         if let Some(g) = p.grad() {
-            sum += definition::sum_of_squares(&g)?;
+            sum += if on_kernel(&g) { with_slice(&g, cpu::sum_of_squares)? } else { definition::sum_of_squares(&g)? };
         }
     }
     Ok(sum.sqrt())

@@ -1,4 +1,7 @@
 //! Elementary functions on vectors.
+//!
+//! Where an argument is clamped it stands second in `max` and `min`: those return their second operand when one is not a
+//! number, and a NaN must come out again for a broken step to be noticed.
 
 use super::Simd;
 
@@ -10,7 +13,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     // SAFETY: the caller runs at level S.
     unsafe {
         let low = S::splat(-87.336_55);
-        let clamped = S::min(S::max(x, low), S::splat(88.376_26));
+        let clamped = S::min(S::splat(88.376_26), S::max(low, x));
         let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
         let r = S::fma(n, S::splat(-0.693_359_4), clamped);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);
@@ -31,7 +34,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
 pub(crate) unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
     // SAFETY: the caller runs at level S.
     unsafe {
-        let x = S::min(S::max(x, S::splat(-7.905_311)), S::splat(7.905_311));
+        let x = S::min(S::splat(7.905_311), S::max(S::splat(-7.905_311), x));
         let x2 = S::mul(x, x);
         let mut p = S::splat(-2.760_768_5e-16);
         for c in [2.000_188e-13, -8.604_672e-11, 5.122_297_1e-8, 1.485_722_4e-5, 6.372_619_3e-4, 4.893_525e-3] {
@@ -50,7 +53,7 @@ pub(crate) unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
 pub(crate) unsafe fn erf<S: Simd>(x: S::V) -> S::V {
     // SAFETY: the caller runs at level S.
     unsafe {
-        let x = S::min(S::max(x, S::splat(-4.0)), S::splat(4.0));
+        let x = S::min(S::splat(4.0), S::max(S::splat(-4.0), x));
         let x2 = S::mul(x, x);
         let mut p = S::splat(-2.726_142_3e-10);
         for c in [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_4e-4, -2.954_599_8e-3, -1.609_603_3e-2] {

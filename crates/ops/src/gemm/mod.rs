@@ -10,11 +10,14 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod micro;
+
 use crate::array::SendPtr;
 use crate::pool;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Level, Portable, Simd, level};
+use micro::{Start, micro};
 use std::cell::RefCell;
 
 /// Depth of a block.
@@ -71,6 +74,21 @@ impl Init<'_> {
     }
 }
 
+/// What happens to a row of the result, segment by segment, as soon as its chains are complete and while it is still in cache.
+pub(crate) trait Epilogue: Copy + Send + Sync {
+    /// `c` points at the `n` finished elements of row `i` from column `j` on.
+    ///
+    /// # Safety
+    /// The elements exist; level `S` is enabled.
+    unsafe fn row<S: Simd>(self, i: usize, j: usize, n: usize, c: *mut f32);
+}
+
+/// Nothing more to do.
+impl Epilogue for () {
+    #[inline(always)]
+    unsafe fn row<S: Simd>(self, _: usize, _: usize, _: usize, _: *mut f32) {}
+}
+
 #[derive(Default)]
 struct Scratch {
     a: Vec<f32>,
@@ -85,7 +103,28 @@ thread_local! {
 ///
 /// # Safety
 /// The views and `c` cover the stated shapes, and `c` overlaps neither of the inputs.
+#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn gemm(m: usize, n: usize, k: usize, a: Mat, b: Mat, c: *mut f32, ldc: usize, init: Init<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe { gemm_then(m, n, k, a, b, c, ldc, init, ()) }
+}
+
+/// As [`gemm`], with something done to each row segment of C when it is complete.
+///
+/// # Safety
+/// As [`gemm`], and what the epilogue needs.
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn gemm_then<E: Epilogue>(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Mat,
+    b: Mat,
+    c: *mut f32,
+    ldc: usize,
+    init: Init<'_>,
+    epilogue: E,
+) {
     if m == 0 || n == 0 {
         return;
     }
@@ -124,14 +163,15 @@ pub(crate) unsafe fn gemm(m: usize, n: usize, k: usize, a: Mat, b: Mat, c: *mut 
                 Init::Bias(bias) => Init::Bias(&bias[j0..j0 + nb]),
                 other => other,
             };
+            let then = (epilogue, i0, j0);
             SCRATCH.with(|s| {
                 let s = &mut *s.borrow_mut();
                 match level {
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx512 => unit_avx512(mb, nb, k, a, b, c, ldc, init, s),
+                    Level::Avx512 => unit_avx512(mb, nb, k, a, b, c, ldc, init, s, then),
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx2 => unit_avx2(mb, nb, k, a, b, c, ldc, init, s),
-                    _ => unit::<Portable, 4>(mb, nb, k, a, b, c, ldc, init, s),
+                    Level::Avx2 => unit_avx2(mb, nb, k, a, b, c, ldc, init, s, then),
+                    _ => unit::<Portable, 4, E>(mb, nb, k, a, b, c, ldc, init, s, then),
                 }
             });
         }
@@ -146,7 +186,7 @@ pub(crate) unsafe fn gemm(m: usize, n: usize, k: usize, a: Mat, b: Mat, c: *mut 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 #[allow(clippy::too_many_arguments)]
-unsafe fn unit_avx512(
+unsafe fn unit_avx512<E: Epilogue>(
     m: usize,
     n: usize,
     k: usize,
@@ -156,15 +196,16 @@ unsafe fn unit_avx512(
     ldc: usize,
     init: Init<'_>,
     s: &mut Scratch,
+    then: (E, usize, usize),
 ) {
     // SAFETY: AVX-512 is enabled here; the rest is the caller's promise.
-    unsafe { unit::<Avx512, 12>(m, n, k, a, b, c, ldc, init, s) }
+    unsafe { unit::<Avx512, 12, E>(m, n, k, a, b, c, ldc, init, s, then) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 #[allow(clippy::too_many_arguments)]
-unsafe fn unit_avx2(
+unsafe fn unit_avx2<E: Epilogue>(
     m: usize,
     n: usize,
     k: usize,
@@ -174,15 +215,16 @@ unsafe fn unit_avx2(
     ldc: usize,
     init: Init<'_>,
     s: &mut Scratch,
+    then: (E, usize, usize),
 ) {
     // SAFETY: AVX2 and FMA are enabled here; the rest is the caller's promise.
-    unsafe { unit::<Avx2, 6>(m, n, k, a, b, c, ldc, init, s) }
+    unsafe { unit::<Avx2, 6, E>(m, n, k, a, b, c, ldc, init, s, then) }
 }
 
 /// One unit of work on one thread.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn unit<S: Simd, const MR: usize>(
+unsafe fn unit<S: Simd, const MR: usize, E: Epilogue>(
     m: usize,
     n: usize,
     k: usize,
@@ -192,6 +234,7 @@ unsafe fn unit<S: Simd, const MR: usize>(
     ldc: usize,
     init: Init<'_>,
     scratch: &mut Scratch,
+    (epilogue, i_first, j_first): (E, usize, usize),
 ) {
     let width = 2 * S::LANES;
     let panels = n.div_ceil(width);
@@ -250,7 +293,12 @@ unsafe fn unit<S: Simd, const MR: usize>(
                         Start::Bias(bias) => Start::Bias(bias.add(j * width)),
                         other => other,
                     };
-                    tile::<S, MR>(mr, nr, kc, scratch.a.as_ptr(), row_major, bp, ldb, cp, ldc, start);
+                    tile::<S, MR>(mr, nr, !direct, kc, scratch.a.as_ptr(), row_major, bp, ldb, cp, ldc, start);
+                }
+                if p0 + kc >= k {
+                    for i in i0..i0 + mr {
+                        epilogue.row::<S>(i_first + i, j_first, n, c.add(i * ldc));
+                    }
                 }
                 i0 += mr;
             }
@@ -260,13 +308,6 @@ unsafe fn unit<S: Simd, const MR: usize>(
             }
         }
     }
-}
-
-#[derive(Clone, Copy)]
-enum Start {
-    Zero,
-    Old,
-    Bias(*const f32),
 }
 
 /// Packs `kc` rows of a panel of B, `nr` columns wide, padded with zeros to two vectors.
@@ -329,6 +370,7 @@ unsafe fn pack_a(mr: usize, kc: usize, src: *const f32, a: Mat, row_major: bool,
 unsafe fn tile<S: Simd, const MR: usize>(
     mr: usize,
     nr: usize,
+    padded: bool,
     kc: usize,
     a: *const f32,
     row_major: bool,
@@ -344,9 +386,9 @@ unsafe fn tile<S: Simd, const MR: usize>(
                 // SAFETY: the caller's promise for mr rows.
                 $($r if $r <= MR => unsafe {
                     if row_major {
-                        micro::<S, $r, A_STRIDE, 1>(nr, kc, a, b, ldb, c, ldc, start)
+                        micro::<S, $r, A_STRIDE, 1>(nr, padded, kc, a, b, ldb, c, ldc, start)
                     } else {
-                        micro::<S, $r, 1, $r>(nr, kc, a, b, ldb, c, ldc, start)
+                        micro::<S, $r, 1, $r>(nr, padded, kc, a, b, ldb, c, ldc, start)
                     }
                 },)*
                 _ => {}
@@ -356,207 +398,5 @@ unsafe fn tile<S: Simd, const MR: usize>(
     rows!(1 2 3 4 5 6 7 8 9 10 11 12)
 }
 
-/// The innermost product: `R` rows by two vectors, the accumulators in registers.
-///
-/// Element `(i, p)` of A is at `a + i * ARS + p * AKS`; row `p` of B at `b + p * ldb`.
-///
-/// # Safety
-/// All elements exist; two whole vectors of each row of B are readable unless it is narrower (`nr`), then `nr` floats.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn micro<S: Simd, const R: usize, const ARS: usize, const AKS: usize>(
-    nr: usize,
-    kc: usize,
-    a: *const f32,
-    b: *const f32,
-    ldb: usize,
-    c: *mut f32,
-    ldc: usize,
-    start: Start,
-) {
-    let l = S::LANES;
-    let (n0, n1) = (nr.min(l), nr.saturating_sub(l));
-    // SAFETY (whole block): the caller's promise.
-    unsafe {
-        let mut acc = [[S::splat(0.0); 2]; R];
-        match start {
-            Start::Zero => {}
-            Start::Old => {
-                for (i, row) in acc.iter_mut().enumerate() {
-                    let p = c.add(i * ldc);
-                    *row = [S::load_n(p, n0), S::load_n(p.wrapping_add(l), n1)];
-                }
-            }
-            Start::Bias(bias) => {
-                acc = [[S::load_n(bias, n0), S::load_n(bias.wrapping_add(l), n1)]; R];
-            }
-        }
-        if nr == 2 * l || ldb == 2 * l {
-            for p in 0..kc {
-                let bp = b.add(p * ldb);
-                let (b0, b1) = (S::load(bp), S::load(bp.add(l)));
-                let ap = a.add(p * AKS);
-                for (i, row) in acc.iter_mut().enumerate() {
-                    let x = S::splat(*ap.add(i * ARS));
-                    row[0] = S::fma(x, b0, row[0]);
-                    row[1] = S::fma(x, b1, row[1]);
-                }
-            }
-        } else {
-            for p in 0..kc {
-                let bp = b.add(p * ldb);
-                let (b0, b1) = (S::load_n(bp, n0), S::load_n(bp.wrapping_add(l), n1));
-                let ap = a.add(p * AKS);
-                for (i, row) in acc.iter_mut().enumerate() {
-                    let x = S::splat(*ap.add(i * ARS));
-                    row[0] = S::fma(x, b0, row[0]);
-                    row[1] = S::fma(x, b1, row[1]);
-                }
-            }
-        }
-        for (i, row) in acc.iter().enumerate() {
-            let p = c.add(i * ldc);
-            if nr == 2 * l {
-                S::store(p, row[0]);
-                S::store(p.add(l), row[1]);
-            } else {
-                S::store_n(p, row[0], n0);
-                S::store_n(p.wrapping_add(l), row[1], n1);
-            }
-        }
-    }
-}
-
-/// The product of small matrices inside one kernel, on the calling thread, at level `S`: C `[m, n]` from A (element `(i, p)` at
-/// `a + i * ars + p * aks`, packed here) and B (rows of `ldb`), with the same chains as [`gemm`].
-///
-/// # Safety
-/// As [`gemm`]; runs where level `S` is enabled. `pack` has room for `12 * k` floats.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn small<S: Simd>(
-    m: usize,
-    n: usize,
-    k: usize,
-    a: *const f32,
-    ars: usize,
-    aks: usize,
-    b: *const f32,
-    ldb: usize,
-    c: *mut f32,
-    ldc: usize,
-    accumulate: bool,
-    pack: *mut f32,
-) {
-    let most = if S::LANES == 16 { 12 } else { 6 };
-    let width = 2 * S::LANES;
-    let start = if accumulate { Start::Old } else { Start::Zero };
-    let mut i0 = 0;
-    // SAFETY (whole block): the caller's promise.
-    unsafe {
-        while i0 < m {
-            let mr = most.min(m - i0);
-            let src = a.add(i0 * ars);
-            for p in 0..k {
-                for i in 0..mr {
-                    *pack.add(p * mr + i) = *src.add(i * ars + p * aks);
-                }
-            }
-            let mut j = 0;
-            while j < n {
-                let nr = width.min(n - j);
-                macro_rules! rows {
-                    ($($r:literal)*) => {
-                        match mr {
-                            $($r => micro::<S, $r, 1, $r>(
-                                nr, k, pack, b.add(j), ldb, c.add(i0 * ldc + j), ldc, start),)*
-                            _ => {}
-                        }
-                    };
-                }
-                if S::LANES == 16 {
-                    rows!(1 2 3 4 5 6 7 8 9 10 11 12)
-                } else {
-                    rows!(1 2 3 4 5 6)
-                }
-                j += nr;
-            }
-            i0 += mr;
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::simd::with_level;
-    use proptest::prelude::*;
-
-    fn data(n: usize, seed: u64) -> Vec<f32> {
-        (0..n as u64)
-            .map(|i| (crate::rng::mix64(seed.wrapping_mul(77).wrapping_add(i)) >> 40) as f32 / 8_388_608.0 - 1.0)
-            .collect()
-    }
-
-    fn product(m: usize, n: usize, k: usize, ta: bool, tb: bool, a: &[f32], b: &[f32], init: Init<'_>, c: &mut [f32]) {
-        let view = |x: &[f32], rows: usize, cols: usize, t: bool| {
-            if t { Mat::rows(x.as_ptr(), rows).t() } else { Mat::rows(x.as_ptr(), cols) }
-        };
-        // SAFETY: the slices have the sizes that the shapes say.
-        unsafe { gemm(m, n, k, view(a, m, k, ta), view(b, k, n, tb), c.as_mut_ptr(), n, init) }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-
-        /// Every level, layout and start against f64; and each row alone, with any number of threads, has the same bits.
-        #[test]
-        fn right_and_row_invariant(
-            m in 1usize..200, n in 1usize..129, k in 0usize..900,
-            ta: bool, tb: bool, start in 0..3, seed: u64,
-        ) {
-            let (a, b, old, bias) = (data(m * k, seed), data(k * n, seed ^ 1), data(m * n, seed ^ 2), data(n, seed ^ 3));
-            let init = match start { 0 => Init::Zero, 1 => Init::Accumulate, _ => Init::Bias(&bias) };
-            for level in Level::available() {
-                with_level(level, || {
-                    let mut c = old.clone();
-                    product(m, n, k, ta, tb, &a, &b, init, &mut c);
-                    let mut one_thread = old.clone();
-                    pool::with_threads(1, || product(m, n, k, ta, tb, &a, &b, init, &mut one_thread));
-                    assert_eq!(c, one_thread);
-                    for i in [0, m / 2, m - 1] {
-                        let row: Vec<f32> = (0..k).map(|p| if ta { a[p * m + i] } else { a[i * k + p] }).collect();
-                        let mut alone = old[i * n..(i + 1) * n].to_vec();
-                        product(1, n, k, false, tb, &row, &b, init, &mut alone);
-                        assert_eq!(alone, c[i * n..(i + 1) * n], "row {i} of {m}x{n}x{k} at {level:?}");
-                        for j in [0, n / 2, n - 1] {
-                            let mut exact = match start { 0 => 0.0, 1 => old[i * n + j] as f64, _ => bias[j] as f64 };
-                            let mut size = exact.abs();
-                            for p in 0..k {
-                                let y = if tb { b[j * k + p] } else { b[p * n + j] };
-                                exact += row[p] as f64 * y as f64;
-                                size += (row[p] as f64 * y as f64).abs();
-                            }
-                            // A chain of k additions errs by at most k half-units of its running size; measured: a tenth of this.
-                            let tolerance = 6e-8 * size * (k as f64).sqrt().max(1.0) + 1e-7;
-                            assert!((c[i * n + j] as f64 - exact).abs() <= tolerance, "{level:?} {m}x{n}x{k}");
-                        }
-                    }
-                });
-            }
-        }
-    }
-
-    #[test]
-    fn deep_products_are_row_invariant() {
-        let (m, n, k) = (41, 70, 3072);
-        let (a, b) = (data(m * k, 5), data(k * n, 6));
-        let mut all = vec![0.0; m * n];
-        product(m, n, k, false, true, &a, &b, Init::Zero, &mut all);
-        for rows in [1, 2, 7, 12, 13, 40] {
-            let mut some = vec![0.0; rows * n];
-            product(rows, n, k, false, true, &a, &b, Init::Zero, &mut some);
-            assert_eq!(some, all[..rows * n], "{rows} rows");
-        }
-    }
-}
+mod tests;

@@ -1,0 +1,435 @@
+//! Kernels of attention: tiles of keys with a running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022,
+//! arXiv 2205.14135), so that no matrix of queries times keys is ever held.
+//!
+//! A query's bits depend on nothing but its own row and the keys it sees: tiles of keys start at key 0 and have a fixed width,
+//! every score is one chain over the head's width, every output one chain over the keys, and keys that are not seen add exact
+//! zeros. So a query alone against a cache, inside a block of queries and inside any batch has the same result.
+
+#![allow(unsafe_code)]
+
+use super::{AttentionSpec, Mask};
+use crate::array::{Rows, SendPtr};
+use crate::gemm::micro::{Start, group, multiply};
+use crate::linear::cpu::{lanes, load, store};
+use crate::pool;
+use crate::rng::{Key, drop_row};
+use crate::simd::{Simd, kernel, math};
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Queries of one block, a multiple of the rows that a product takes together.
+const QUERIES: usize = 96;
+/// Keys of one tile.
+const KEYS: usize = 64;
+/// Where the running maximum starts: below every score, but finite, so that a tile without a seen key leaves no NaN.
+const LOWEST: f32 = -1e30;
+
+/// One sequence: its queries are rows `q0 .. q0 + nq` of the query view; keys and values are rows `0 .. nk` from the pointers.
+#[derive(Clone, Copy)]
+pub(crate) struct Sequence {
+    pub q0: usize,
+    pub nq: usize,
+    pub nk: usize,
+    pub k: Rows,
+    pub v: Rows,
+}
+
+impl Sequence {
+    /// The keys that query `i` sees.
+    fn visible(&self, mask: Mask, i: usize) -> Range<usize> {
+        let end = (self.nk + i + 1).saturating_sub(self.nq);
+        match (mask, end) {
+            (Mask::Full, _) => 0..self.nk,
+            (_, 0) => 0..0,
+            (_, end) => mask.visible(end - 1, self.nk),
+        }
+    }
+
+    /// The tiles that some query of `i0 .. i1` sees a key of.
+    fn tiles(&self, mask: Mask, i0: usize, i1: usize) -> Range<usize> {
+        let (first, last) = (self.visible(mask, i0), self.visible(mask, i1 - 1));
+        let start = if first.is_empty() { last.start } else { first.start };
+        start / KEYS..last.end.div_ceil(KEYS)
+    }
+
+    /// The columns of tile `t` that query `i` sees.
+    fn columns(&self, mask: Mask, i: usize, t: usize) -> Range<usize> {
+        let r = self.visible(mask, i);
+        let (a, b) = (r.start.max(t * KEYS) - t * KEYS, r.end.min((t + 1) * KEYS).saturating_sub(t * KEYS));
+        a.min(b)..b
+    }
+
+    /// Keys in tile `t`.
+    fn width(&self, t: usize) -> usize {
+        KEYS.min(self.nk - t * KEYS)
+    }
+}
+
+/// Memory of one thread.
+#[derive(Default)]
+struct Scratch(Vec<f32>);
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Scratch {
+    /// Parts of the given sizes, not initialised to anything in particular.
+    fn parts<const N: usize>(&mut self, sizes: [usize; N]) -> [&mut [f32]; N] {
+        let total = sizes.iter().sum();
+        if self.0.len() < total {
+            self.0.resize(total, 0.0);
+        }
+        let mut rest = &mut self.0[..];
+        sizes.map(|n| {
+            let (part, tail) = std::mem::take(&mut rest).split_at_mut(n);
+            rest = tail;
+            part
+        })
+    }
+}
+
+/// Packs `rows` rows of width `d`, times `scale`, in groups for [`multiply`] (`ARS` 1, `AKS` the group's size).
+#[inline(always)]
+unsafe fn pack_rows<S: Simd>(src: Rows, rows: usize, d: usize, scale: f32, dst: &mut [f32]) {
+    let g = group::<S>();
+    for i in 0..rows {
+        let to = i / g * g * d + i % g;
+        for p in 0..d {
+            // SAFETY: the rows exist.
+            dst[to + p * g] = scale * unsafe { *src.ptr.add(i * src.stride + p) };
+        }
+    }
+}
+
+/// Writes the transpose of `rows <= KEYS` rows of width `d` as `[d, KEYS]`, the columns beyond them 0.
+#[inline(always)]
+unsafe fn transpose_tile<S: Simd>(src: Rows, rows: usize, d: usize, dst: &mut [f32]) {
+    let l = S::LANES;
+    let (whole_rows, whole) = (rows / l * l, d / l * l);
+    // SAFETY: the rows exist, and `dst` has d * KEYS elements.
+    unsafe {
+        for i in (0..whole_rows).step_by(l) {
+            for p in (0..whole).step_by(l) {
+                let from = src.ptr.add(i * src.stride + p);
+                S::transpose(from, src.stride, dst.as_mut_ptr().add(p * KEYS + i), KEYS);
+            }
+        }
+        for p in 0..d {
+            let row = &mut dst[p * KEYS..(p + 1) * KEYS];
+            let first = if p < whole { whole_rows } else { 0 };
+            for (i, x) in row.iter_mut().enumerate().skip(first) {
+                *x = if i < rows { *src.ptr.add(i * src.stride + p) } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// `c (+)= P B` for a tile `P` `[m, KEYS]` by rows.
+#[inline(always)]
+unsafe fn rows_times<S: Simd>(m: usize, n: usize, k: usize, p: &[f32], b: Rows, c: *mut f32, ldc: usize) {
+    // SAFETY: the caller's shapes.
+    unsafe {
+        let next = group::<S>() * KEYS;
+        multiply::<S, KEYS, 1>(m, n, k, p.as_ptr(), next, b.ptr, b.stride, false, c, ldc, Start::Old);
+    }
+}
+
+/// `c += P^T B` for a tile `P` `[k, KEYS]`, of which the first `m` columns count.
+#[inline(always)]
+unsafe fn columns_times<S: Simd>(m: usize, n: usize, k: usize, p: &[f32], b: Rows, c: *mut f32, ldc: usize) {
+    // SAFETY: the caller's shapes.
+    unsafe {
+        let next = group::<S>();
+        multiply::<S, 1, KEYS>(m, n, k, p.as_ptr(), next, b.ptr, b.stride, false, c, ldc, Start::Old);
+    }
+}
+
+/// `c [m, KEYS] = A B` for packed rows `A` of depth `k` and a transposed tile `B`.
+#[inline(always)]
+unsafe fn packed_times<S: Simd>(m: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+    // SAFETY: the caller's shapes.
+    unsafe {
+        let next = group::<S>() * k;
+        let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+        if S::LANES == 16 {
+            multiply::<S, 1, 12>(m, KEYS, k, a, next, b, KEYS, true, c, KEYS, Start::Zero);
+        } else {
+            multiply::<S, 1, 4>(m, KEYS, k, a, next, b, KEYS, true, c, KEYS, Start::Zero);
+        }
+    }
+}
+
+/// The view from row `i`, column `j` on.
+fn part(r: Rows, i: usize, j: usize) -> Rows {
+    Rows { ptr: r.ptr.wrapping_add(i * r.stride + j), stride: r.stride }
+}
+
+/// One block of queries of one head: writes `out` rows (stride `ldo`) and, if `lse` is not null, the logarithms of the sums.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn forward_block<S: Simd>(
+    spec: &AttentionSpec,
+    s: &Sequence,
+    q: Rows,
+    head: usize,
+    i0: usize,
+    m: usize,
+    dropout: Option<(Key, f32)>,
+    out: *mut f32,
+    ldo: usize,
+    lse: *mut f32,
+    scratch: &mut Scratch,
+) {
+    let d = spec.d_head;
+    let kv = head / (spec.n_heads / spec.n_kv_heads) * d;
+    let g = group::<S>();
+    let mp = m.next_multiple_of(g);
+    let [qp, kt, p, o] = scratch.parts([mp * d, KEYS * d, mp * KEYS, m * d]);
+    let (mut most, mut sums) = ([LOWEST; QUERIES], [0f32; QUERIES]);
+    o.fill(0.0);
+    // SAFETY (whole block): rows and columns inside the sequence's and the head's.
+    unsafe {
+        pack_rows::<S>(part(q, s.q0 + i0, head * d), m, d, spec.scale, qp);
+        for t in s.tiles(spec.mask, i0, i0 + m) {
+            let width = s.width(t);
+            transpose_tile::<S>(part(s.k, t * KEYS, kv), width, d, kt);
+            packed_times::<S>(m, d, qp, kt, p);
+            for i in 0..m {
+                let seen = s.columns(spec.mask, i0 + i, t);
+                let row = &mut p[i * KEYS..(i + 1) * KEYS];
+                row[..seen.start].fill(f32::NEG_INFINITY);
+                row[seen.end..].fill(f32::NEG_INFINITY);
+                let rp = row.as_mut_ptr();
+                let mut high = S::load(rp);
+                for at in (S::LANES..KEYS).step_by(S::LANES) {
+                    high = S::max(high, S::load(rp.add(at)));
+                }
+                let high = S::reduce_max(high);
+                let old = most[i];
+                let new = if high > old { high } else { old };
+                let v = S::splat(new);
+                let mut sum = S::splat(0.0);
+                for at in (0..KEYS).step_by(S::LANES) {
+                    let e = math::exp::<S>(S::sub(S::load(rp.add(at)), v));
+                    S::store(rp.add(at), e);
+                    sum = S::add(sum, e);
+                }
+                if new != old {
+                    most[i] = new;
+                    let mut shrink = [0f32; 16];
+                    S::store(shrink.as_mut_ptr(), math::exp::<S>(S::splat(old - new)));
+                    sums[i] *= shrink[0];
+                    let (f, op) = (S::splat(shrink[0]), o.as_mut_ptr().add(i * d));
+                    lanes!(S, d, |at, len| {
+                        store::<S>(op.add(at), S::mul(f, load::<S>(op.add(at), len)), len);
+                    });
+                }
+                sums[i] += S::reduce_add(sum);
+                if let Some((key, rate)) = dropout {
+                    let stream = ((s.q0 + i0 + i) * spec.n_heads + head) as u64;
+                    drop_row(key, stream, (t * KEYS) as u32, rate, row);
+                }
+            }
+            rows_times::<S>(m, d, width, p, part(s.v, t * KEYS, kv), o.as_mut_ptr(), d);
+        }
+        for i in 0..m {
+            let (sum, op) = (sums[i], o.as_ptr().add(i * d));
+            // A query that sees no key has the output 0; a sum that is not a number stays one.
+            let f = S::splat(if sum == 0.0 { 0.0 } else { 1.0 / sum });
+            let to = out.add(i * ldo);
+            lanes!(S, d, |at, len| { store::<S>(to.add(at), S::mul(f, load::<S>(op.add(at), len)), len) });
+            if !lse.is_null() {
+                *lse.add(i * spec.n_heads) = if sum == 0.0 { 0.0 } else { most[i] + sum.ln() };
+            }
+        }
+    }
+}
+kernel!(unsafe fn forward_kernel(spec: &AttentionSpec, s: &Sequence, q: Rows, head: usize, i0: usize, m: usize,
+    dropout: Option<(Key, f32)>, out: *mut f32, ldo: usize, lse: *mut f32, scratch: &mut Scratch) = forward_block);
+
+/// Attention of all sequences: `out` `[n, n_heads * d_head]`, and for the backward pass the logarithm of every query's sum of
+/// exponentials in `lse` `[n, n_heads]`.
+///
+/// # Safety
+/// The views cover the sequences' rows, and the sequences' queries do not overlap and lie inside `out`.
+pub(crate) unsafe fn forward(
+    spec: &AttentionSpec,
+    seqs: &[Sequence],
+    q: Rows,
+    dropout: Option<(Key, f32)>,
+    out: &mut [f32],
+    lse: Option<&mut [f32]>,
+) {
+    let (h, d) = (spec.n_heads, spec.d_head);
+    let n = out.len() / (h * d);
+    assert!(seqs.iter().all(|s| s.q0 + s.nq <= n) && lse.as_ref().is_none_or(|l| l.len() == n * h));
+    let mut blocks: Vec<(usize, usize)> = Vec::new();
+    for (i, s) in seqs.iter().enumerate() {
+        // Late queries of a causal sequence see the most keys: they come first, so that the threads end together.
+        blocks.extend((0..s.nq).step_by(QUERIES).rev().map(|i0| (i, i0)));
+    }
+    let lse = lse.map(|l| SendPtr(l.as_mut_ptr()));
+    let to = SendPtr(out.as_mut_ptr());
+    let task = |i: usize| {
+        let (to, lse) = (to, lse);
+        let ((seq, i0), head) = (blocks[i / h], i % h);
+        let s = &seqs[seq];
+        let m = QUERIES.min(s.nq - i0);
+        SCRATCH.with(|scratch| {
+            let scratch = &mut *scratch.borrow_mut();
+            // SAFETY: a task writes the rows of its block and the columns of its head; the caller's promise for the rest.
+            unsafe {
+                let row = s.q0 + i0;
+                let out = to.0.add(row * h * d + head * d);
+                let lse = lse.map_or(std::ptr::null_mut(), |l| l.0.add(row * h + head));
+                forward_kernel(spec, s, q, head, i0, m, dropout, out, h * d, lse, scratch);
+            }
+        });
+    };
+    pool::run(blocks.len() * h, task);
+}
+
+/// Where gradients go: rows like those of the inputs.
+#[derive(Clone, Copy)]
+pub(crate) struct RowsMut {
+    pub ptr: SendPtr,
+    pub stride: usize,
+}
+
+impl RowsMut {
+    fn at(self, i: usize, j: usize) -> *mut f32 {
+        self.ptr.0.wrapping_add(i * self.stride + j)
+    }
+}
+
+/// What the backward pass reads and writes. `dk` and `dv` have the rows of all keys in order; sequence `s` starts at `k0[s]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Backward<'a> {
+    pub q: Rows,
+    pub out: &'a [f32],
+    pub dout: &'a [f32],
+    pub lse: &'a [f32],
+    pub dq: RowsMut,
+    pub dk: RowsMut,
+    pub dv: RowsMut,
+}
+
+/// One sequence and one head of keys, with all heads of queries that share it.
+#[inline(always)]
+unsafe fn backward_head<S: Simd>(
+    spec: &AttentionSpec,
+    s: &Sequence,
+    k0: usize,
+    kv_head: usize,
+    dropout: Option<(Key, f32)>,
+    b: &Backward<'_>,
+    scratch: &mut Scratch,
+) {
+    let (d, h) = (spec.d_head, spec.n_heads);
+    let per = h / spec.n_kv_heads;
+    let kv = kv_head * d;
+    let g = group::<S>();
+    let padded = s.nq.next_multiple_of(QUERIES);
+    let [qp, gp, delta, kt, vt, p, ds] =
+        scratch.parts([padded * d, padded * d, s.nq, KEYS * d, KEYS * d, QUERIES * KEYS, QUERIES * KEYS]);
+    // SAFETY (whole block): rows and columns inside the sequence's and the heads'.
+    unsafe {
+        let clear = |to: RowsMut, rows: Range<usize>, col: usize, width: usize| {
+            for i in rows {
+                std::slice::from_raw_parts_mut(to.at(i, col), width).fill(0.0);
+            }
+        };
+        clear(b.dk, k0..k0 + s.nk, kv, d);
+        clear(b.dv, k0..k0 + s.nk, kv, d);
+        for head in kv_head * per..(kv_head + 1) * per {
+            let col = head * d;
+            let dout = Rows { ptr: b.dout.as_ptr().add(s.q0 * h * d + col), stride: h * d };
+            let out = Rows { ptr: b.out.as_ptr().add(s.q0 * h * d + col), stride: h * d };
+            let q = part(b.q, s.q0, col);
+            clear(b.dq, s.q0..s.q0 + s.nq, col, d);
+            pack_rows::<S>(q, s.nq, d, spec.scale, qp);
+            pack_rows::<S>(dout, s.nq, d, 1.0, gp);
+            for (i, delta) in delta.iter_mut().enumerate() {
+                let (x, y) = (part(dout, i, 0).ptr, part(out, i, 0).ptr);
+                let mut sum = S::splat(0.0);
+                lanes!(S, d, |at, len| { sum = S::fma(load::<S>(x.add(at), len), load::<S>(y.add(at), len), sum) });
+                *delta = S::reduce_add(sum);
+            }
+            for t in 0..s.nk.div_ceil(KEYS) {
+                let width = s.width(t);
+                let (k, v) = (part(s.k, t * KEYS, kv), part(s.v, t * KEYS, kv));
+                let (dk, dv) = (b.dk.at(k0 + t * KEYS, kv), b.dv.at(k0 + t * KEYS, kv));
+                transpose_tile::<S>(k, width, d, kt);
+                transpose_tile::<S>(v, width, d, vt);
+                for i0 in (0..s.nq).step_by(QUERIES) {
+                    let m = QUERIES.min(s.nq - i0);
+                    if !s.tiles(spec.mask, i0, i0 + m).contains(&t) {
+                        continue;
+                    }
+                    // Groups of packed rows start at multiples of the group, and QUERIES is one.
+                    debug_assert_eq!(i0 % g, 0);
+                    packed_times::<S>(m, d, &qp[i0 * d..], kt, p);
+                    packed_times::<S>(m, d, &gp[i0 * d..], vt, ds);
+                    for i in 0..m {
+                        let (row, grad) = (&mut p[i * KEYS..(i + 1) * KEYS], &mut ds[i * KEYS..(i + 1) * KEYS]);
+                        let seen = s.columns(spec.mask, i0 + i, t);
+                        row[..seen.start].fill(f32::NEG_INFINITY);
+                        row[seen.end..].fill(f32::NEG_INFINITY);
+                        let mut factors = [1f32; KEYS];
+                        if let Some((key, rate)) = dropout {
+                            let stream = ((s.q0 + i0 + i) * h + head) as u64;
+                            drop_row(key, stream, (t * KEYS) as u32, rate, &mut factors);
+                        }
+                        let lse = S::splat(b.lse[(s.q0 + i0 + i) * h + head]);
+                        let (delta, scale) = (S::splat(delta[i0 + i]), S::splat(spec.scale));
+                        for at in (0..KEYS).step_by(S::LANES) {
+                            let (rp, gp) = (row.as_mut_ptr().add(at), grad.as_mut_ptr().add(at));
+                            let e = math::exp::<S>(S::sub(S::load(rp), lse));
+                            let f = S::load(factors.as_ptr().add(at));
+                            let x = S::sub(S::mul(S::load(gp), f), delta);
+                            S::store(gp, S::mul(S::mul(e, scale), x));
+                            S::store(rp, S::mul(e, f));
+                        }
+                    }
+                    columns_times::<S>(width, d, m, p, part(dout, i0, 0), dv, b.dv.stride);
+                    columns_times::<S>(width, d, m, ds, part(q, i0, 0), dk, b.dk.stride);
+                    rows_times::<S>(m, d, width, ds, k, b.dq.at(s.q0 + i0, col), b.dq.stride);
+                }
+            }
+        }
+    }
+}
+kernel!(unsafe fn backward_kernel(spec: &AttentionSpec, s: &Sequence, k0: usize, kv_head: usize,
+    dropout: Option<(Key, f32)>, b: &Backward<'_>, scratch: &mut Scratch) = backward_head);
+
+/// The gradients of queries, keys and values, from the output, its gradient and the forward pass's `lse`.
+///
+/// # Safety
+/// As [`forward`]; the three gradients' rows do not overlap, and the sequences' keys are disjoint rows of `dk` and `dv`.
+pub(crate) unsafe fn backward(
+    spec: &AttentionSpec,
+    seqs: &[Sequence],
+    k0: &[usize],
+    dropout: Option<(Key, f32)>,
+    b: &Backward<'_>,
+) {
+    // SAFETY: views are only read, gradients are written by disjoint tasks.
+    struct Shared<'a>(&'a Backward<'a>);
+    // SAFETY: as above.
+    unsafe impl Sync for Shared<'_> {}
+    let shared = Shared(b);
+    let mut order: Vec<usize> = (0..seqs.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(seqs[i].nq * seqs[i].nk));
+    let heads = spec.n_kv_heads;
+    pool::run(order.len() * heads, |i| {
+        let shared = &shared;
+        let (seq, head) = (order[i / heads], i % heads);
+        SCRATCH.with(|scratch| {
+            // SAFETY: a task owns the rows of its sequence and the columns of its heads in all three gradients.
+            unsafe {
+                backward_kernel(spec, &seqs[seq], k0[seq], head, dropout, shared.0, &mut scratch.borrow_mut());
+            }
+        });
+    });
+}

@@ -1,0 +1,255 @@
+//! Every operation's kernel against its definition: values and gradients of the f32 kernels against the definition in f64, at
+//! every level that the machine has, and the definition's gradients against central differences.
+
+use genus_ops::*;
+
+/// Reproducible numbers in [-1, 1).
+fn data(n: usize, seed: u64) -> Vec<f64> {
+    (0..n as u64).map(|i| (rng::mix64(seed * 77 + i) >> 40) as f64 / 8_388_608.0 - 1.0).collect()
+}
+
+type Op<'a> = dyn Fn(&Tape, &[Value]) -> Result<Vec<Value>> + 'a;
+
+/// The loss that makes scalars of an operation's outputs: a fixed projection of each with cross-entropy.
+fn loss(tape: &Tape, outputs: &[Value]) -> Result<Value> {
+    let mut terms = Vec::new();
+    for (i, y) in outputs.iter().enumerate() {
+        if y.dims().is_empty() {
+            terms.push(y.clone());
+            continue;
+        }
+        let (n, d) = (y.dims()[0], y.dims()[1]);
+        let w = Tensor::from_vec(data(d * 7, 99 + i as u64), (7, d), &Device::Cpu)?.to_dtype(y.tensor().dtype())?;
+        let weight = Value::constant(w);
+        let p = Projection { weight: &weight, bias: None, layout: Layout::OutIn, smoothing: 0.0, scale: 1.0 };
+        let targets: Vec<i32> = (0..n).map(|r| (r * 5 % 7) as i32).collect();
+        terms.push(cross_entropy(tape, y, &p, &targets)?);
+    }
+    let terms: Vec<_> = terms.iter().enumerate().map(|(i, t)| (t, 1.0 + i as f64)).collect();
+    weighted_sum(tape, &terms)
+}
+
+/// Loss and gradients of all inputs, given as f64.
+fn run(
+    path: Path,
+    dtype: DType,
+    key: Option<rng::Key>,
+    shapes: &[Vec<usize>],
+    x: &[Vec<f64>],
+    op: &Op<'_>,
+) -> (f64, Vec<Vec<f64>>) {
+    let tape = key.map_or_else(Tape::recording, Tape::training).with_path(path);
+    let leaves: Vec<Value> = shapes
+        .iter()
+        .zip(x)
+        .map(|(s, x)| {
+            let t = Tensor::from_slice(x, s.as_slice(), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            tape.leaf(t)
+        })
+        .collect();
+    let l = loss(&tape, &op(&tape, &leaves).unwrap()).unwrap();
+    let grads = tape.backward(&l).unwrap();
+    let wide = |t: Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    (scalar(l.tensor()).unwrap(), leaves.iter().map(|v| wide(grads.of(v).expect("a gradient"))).collect())
+}
+
+/// Checks an operation with inputs of these shapes.
+fn check(name: &str, dropout: bool, shapes: &[&[usize]], op: &Op<'_>) {
+    let shapes: Vec<Vec<usize>> = shapes.iter().map(|s| s.to_vec()).collect();
+    // Values that f32 holds exactly, so that both precisions see the same inputs.
+    let mut x: Vec<Vec<f64>> = shapes
+        .iter()
+        .enumerate()
+        .map(|(i, s)| data(s.iter().product(), 3 + i as u64).iter().map(|x| (x * 0.7) as f32 as f64).collect())
+        .collect();
+    let key = dropout.then(|| rng::Key::new(5, 6));
+    let (expected, slopes) = run(Path::Definitions, DType::F64, key, &shapes, &x, op);
+    for i in 0..x.len() {
+        for e in [0, x[i].len() / 2, x[i].len() - 1] {
+            let (old, h) = (x[i][e], 1e-5);
+            let mut side = |h: f64| {
+                x[i][e] = old + h;
+                run(Path::Definitions, DType::F64, key, &shapes, &x, op).0
+            };
+            let slope = (side(h) - side(-h)) / (2.0 * h);
+            x[i][e] = old;
+            let error = (slope - slopes[i][e]).abs() / slope.abs().max(1.0);
+            assert!(error < 1e-6, "{name}: definition, input {i}[{e}]: {} instead of {slope}", slopes[i][e]);
+        }
+    }
+    for level in Level::available() {
+        let (found, grads) = with_level(level, || run(Path::Kernels, DType::F32, key, &shapes, &x, op));
+        let size = expected.abs().max(1.0);
+        assert!((found - expected).abs() < 2e-6 * size, "{name} at {level:?}: loss {found} instead of {expected}");
+        for (i, (g, e)) in grads.iter().zip(&slopes).enumerate() {
+            let size = e.iter().fold(0.1f64, |m, x| m.max(x.abs()));
+            let worst = g.iter().zip(e).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            // Chains of at most some hundred f32 operations; measured: below 2e-6 of the largest element.
+            assert!(worst < 1e-5 * size, "{name} at {level:?}: gradient of input {i} off by {worst:.1e} of {size:.1e}");
+        }
+    }
+}
+
+const ACTIVATIONS: [Activation; 4] =
+    [Activation::Identity, Activation::GeluTanh, Activation::GeluErf, Activation::Tanh];
+
+#[test]
+fn linear_and_feed_forward() {
+    for layout in [Layout::InOut, Layout::OutIn] {
+        for f in ACTIVATIONS {
+            let w = layout.shape(9, 35);
+            check("linear", false, &[&[23, 9], &w, &[35]], &|t, x| {
+                Ok(vec![linear(t, &x[0], &x[1], Some(&x[2]), layout, f)?])
+            });
+            check("linear without bias", false, &[&[23, 9], &w], &|t, x| {
+                Ok(vec![linear(t, &x[0], &x[1], None, layout, f)?])
+            });
+            let down = layout.shape(35, 9);
+            check("feed-forward", false, &[&[23, 9], &w, &[35], &down, &[9]], &|t, x| {
+                let w = Dense { up: &x[1], up_bias: &x[2], down: &x[3], down_bias: &x[4], layout, activation: f };
+                Ok(vec![feed_forward(t, &x[0], &w)?])
+            });
+        }
+    }
+}
+
+#[test]
+fn residuals_and_norms() {
+    for dropout in [0.0, 0.3] {
+        let drop = dropout > 0.0;
+        check("layer norm", drop, &[&[40, 21], &[40, 21], &[21], &[21]], &|t, x| {
+            let b = Branch { value: &x[1], dropout };
+            let n = Norm::Layer { weight: &x[2], bias: &x[3], eps: 1e-5 };
+            Ok(residual_norm(t, &x[0], Some(b), n)?.to_vec())
+        });
+        check("RMS norm", drop, &[&[40, 21], &[40, 21], &[21]], &|t, x| {
+            let b = Branch { value: &x[1], dropout };
+            Ok(residual_norm(t, &x[0], Some(b), Norm::Rms { weight: &x[2], eps: 1e-6 })?.to_vec())
+        });
+        check("residual", drop, &[&[5, 21], &[5, 21]], &|t, x| {
+            Ok(vec![residual(t, &x[0], Branch { value: &x[1], dropout })?])
+        });
+        check("dropout", drop, &[&[5, 21]], &|t, x| Ok(vec![dropout_of(t, &x[0], dropout)?]));
+    }
+    // Either output alone, and no branch.
+    for used in [0, 1] {
+        check("one output", false, &[&[6, 8], &[8], &[8]], &|t, x| {
+            let n = Norm::Layer { weight: &x[1], bias: &x[2], eps: 1e-5 };
+            Ok(vec![residual_norm(t, &x[0], None, n)?[used].clone()])
+        });
+    }
+}
+
+fn dropout_of(t: &Tape, x: &Value, p: f32) -> Result<Value> {
+    dropout(t, x, p)
+}
+
+#[test]
+fn attention_of_all_kinds() {
+    let spans = Spans::from_lengths([3, 0, 17, 1]);
+    for (n_heads, n_kv_heads, d_head) in [(2, 2, 12), (4, 2, 5)] {
+        for mask in [Mask::Full, Mask::Causal, Mask::Band { window: 4 }] {
+            for dropout in [0.0, 0.2] {
+                let scale = 1.0 / (d_head as f32).sqrt();
+                let spec = AttentionSpec { n_heads, n_kv_heads, d_head, mask, scale, dropout };
+                let (wq, wk) = (n_heads * d_head, n_kv_heads * d_head);
+                check("packed", dropout > 0.0, &[&[21, wq + 2 * wk]], &|t, x| {
+                    Ok(vec![attention(t, Qkv::Packed(&x[0]), &spans, &spec)?])
+                });
+                let k_spans = Spans::from_lengths([5, 2, 70, 1]);
+                check("separate", dropout > 0.0, &[&[21, wq], &[78, wk], &[78, wk]], &|t, x| {
+                    let qkv = Qkv::Separate { q: &x[0], k: &x[1], v: &x[2], k_spans: &k_spans };
+                    Ok(vec![attention(t, qkv, &spans, &spec)?])
+                });
+            }
+        }
+    }
+}
+
+/// Decoding against caches that are views of larger buffers, with queries that are a part of a wider matrix, has the bits of
+/// the whole sequence in one piece.
+#[test]
+fn cached_attention_has_the_bits_of_the_uncached() -> Result<()> {
+    let (h, kv, d, n) = (4, 2, 12, 130);
+    let (wq, wk) = (h * d, kv * d);
+    let spec = AttentionSpec { n_heads: h, n_kv_heads: kv, d_head: d, mask: Mask::Causal, scale: 0.3, dropout: 0.0 };
+    let x = Tensor::from_vec(data(n * (wq + 2 * wk), 8), (n, wq + 2 * wk), &Device::Cpu)?.to_dtype(DType::F32)?;
+    let tape = Tape::inference();
+    let all = attention(&tape, Qkv::Packed(&Value::constant(x.clone())), &Spans::single(n), &spec)?;
+    let cache = |from| -> Result<Tensor> {
+        let t = Tensor::zeros((n + 50, wk), DType::F32, &Device::Cpu)?;
+        copy_rows(&t, 0, &x.narrow(1, from, wk)?, 0, n)?;
+        Ok(t)
+    };
+    let (k, v) = (cache(wq)?, cache(wq + wk)?);
+    for (from, count) in [(0, 5), (5, 1), (6, 100), (n - 1, 1)] {
+        let pair = (k.narrow(0, 0, from + count)?, v.narrow(0, 0, from + count)?);
+        let q = x.narrow(0, from, count)?.narrow(1, 0, wq)?;
+        let some = attention(&tape, Qkv::Cached { q: &q, kv: &[pair] }, &Spans::single(count), &spec)?;
+        assert_eq!(to_vec(some.tensor())?, to_vec(&all.tensor().narrow(0, from, count)?)?, "rows from {from}");
+    }
+    Ok(())
+}
+
+#[test]
+fn embeddings_and_rows() {
+    let ids: Vec<u32> = (0..40).map(|i| i * 7 % 11).collect();
+    let segments: Vec<u32> = (0..40).map(|i| i % 2).collect();
+    for dropout in [0.0, 0.2] {
+        check("embedding", dropout > 0.0, &[&[11, 13], &[2, 13]], &|t, x| {
+            Ok(vec![embedding(t, &[(&x[0], &ids), (&x[1], &segments)], dropout)?])
+        });
+    }
+    check("gather", false, &[&[11, 13]], &|t, x| Ok(vec![gather_rows(t, &x[0], &ids)?]));
+}
+
+#[test]
+fn losses() {
+    let targets: Vec<i32> = (0..40).map(|i| if i % 3 == 1 { IGNORE } else { i % 29 }).collect();
+    for (layout, smoothing) in [(Layout::OutIn, 0.0), (Layout::InOut, 0.1)] {
+        let w = layout.shape(6, 29);
+        check("cross-entropy", false, &[&[40, 6], &w, &[29]], &|t, x| {
+            let p = Projection { weight: &x[1], bias: Some(&x[2]), layout, smoothing, scale: 0.5 };
+            Ok(vec![cross_entropy(t, &x[0], &p, &targets)?])
+        });
+    }
+}
+
+/// A parameter used twice, its gradient over two backward passes, and one update, against the definitions.
+#[test]
+fn shared_parameters_accumulate_in_place_and_learn() -> Result<()> {
+    let result = |path, dtype| -> Result<(Vec<f32>, f64)> {
+        let make = |name, n, shape: (usize, usize), seed| -> Result<Param> {
+            Ok(Param::new(name, Tensor::from_vec(data(n, seed), shape, &Device::Cpu)?.to_dtype(dtype)?))
+        };
+        let table = make("table", 11 * 6, (11, 6), 1)?;
+        let mut moments = Moments::zeros(&table)?;
+        let mut norm = 0.0;
+        for step in 1..=3 {
+            for part in 0..2u32 {
+                let tape = Tape::recording().with_path(path);
+                let w = tape.param(&table);
+                let ids: Vec<u32> = (0..9).map(|i| (i * 3 + part) % 11).collect();
+                let x = embedding(&tape, &[(&w, &ids)], 0.0)?;
+                let p = Projection { weight: &w, bias: None, layout: Layout::OutIn, smoothing: 0.0, scale: 0.1 };
+                let targets: Vec<i32> = ids.iter().map(|i| (i + 1) as i32 % 11).collect();
+                let loss = cross_entropy(&tape, &x, &p, &targets)?;
+                tape.backward(&loss)?;
+            }
+            norm = grad_norm([&table])?;
+            let h = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step, grad_scale: 0.5 };
+            adamw(&table, &mut moments, &h)?;
+            assert!(table.grad().is_none());
+        }
+        Ok((to_vec(&table.tensor())?, norm))
+    };
+    let (expected, norm) = result(Path::Definitions, DType::F64)?;
+    for level in Level::available() {
+        let (found, n) = with_level(level, || result(Path::Kernels, DType::F32))?;
+        assert!((n - norm).abs() < 1e-5 * norm, "{n} instead of {norm}");
+        for (a, b) in found.iter().zip(&expected) {
+            assert!((a - b).abs() < 1e-5, "{level:?}: {a} instead of {b}");
+        }
+    }
+    Ok(())
+}
