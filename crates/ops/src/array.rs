@@ -155,7 +155,6 @@ pub(crate) fn add_into(target: &Tensor, g: &Tensor) -> Result<()> {
         with_slice_mut(target, |t| {
             let out = SendPtr(t.as_mut_ptr());
             crate::pool::run_chunks(g.len(), 1 << 16, |r| {
-                let out = out;
                 // SAFETY: chunks are disjoint and both slices have the same length (same shape).
                 let t = unsafe { out.slice(r.start, r.len()) };
                 t.iter_mut().zip(&g[r]).for_each(|(t, g)| *t += g);

@@ -188,7 +188,7 @@ unsafe fn forward_block<S: Simd>(
     let [qp, kt, p, o] = scratch.parts([mp * d, KEYS * d, mp * KEYS, m * d]);
     let (mut most, mut sums) = ([LOWEST; QUERIES], [0f32; QUERIES]);
     o.fill(0.0);
-    // SAFETY (whole block): rows and columns inside the sequence's and the head's.
+    // SAFETY: rows and columns inside the sequence's and the head's.
     unsafe {
         pack_rows::<S>(part(q, s.q0 + i0, head * d), m, d, spec.scale, qp);
         for t in s.tiles(spec.mask, i0, i0 + m) {
@@ -333,7 +333,7 @@ unsafe fn backward_head<S: Simd>(
     let padded = s.nq.next_multiple_of(QUERIES);
     let [qp, gp, delta, kt, vt, p, ds] =
         scratch.parts([padded * d, padded * d, s.nq, KEYS * d, KEYS * d, QUERIES * KEYS, QUERIES * KEYS]);
-    // SAFETY (whole block): rows and columns inside the sequence's and the heads'.
+    // SAFETY: rows and columns inside the sequence's and the heads'.
     unsafe {
         let clear = |to: RowsMut, rows: Range<usize>, col: usize, width: usize| {
             for i in rows {

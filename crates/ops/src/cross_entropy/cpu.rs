@@ -189,7 +189,6 @@ fn each_row(h: &Head<'_>, rows: &[u32], targets: &[i32], gradient: bool, logits:
     assert!(logits.len() == rows.len() * h.vocab && losses.len() >= rows.len());
     let (to, losses) = (SendPtr(logits.as_mut_ptr()), Losses(losses.as_mut_ptr()));
     pool::run_chunks(rows.len(), 4, |r| {
-        let to = to;
         for i in r {
             let target = targets[rows[i] as usize] as usize;
             // SAFETY: one row of logits and one loss each; the targets were checked against the vocabulary.
@@ -205,7 +204,6 @@ fn each_row(h: &Head<'_>, rows: &[u32], targets: &[i32], gradient: bool, logits:
 pub(crate) fn scale(x: &mut [f32], factor: f32) {
     let to = SendPtr(x.as_mut_ptr());
     pool::run_chunks(x.len(), 1 << 16, |r| {
-        let to = to;
         // SAFETY: chunks are disjoint.
         unsafe { to.slice(r.start, r.len()) }.iter_mut().for_each(|x| *x *= factor);
     });

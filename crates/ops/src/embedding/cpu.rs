@@ -10,7 +10,6 @@ pub(crate) fn add_rows(table: &[f32], ids: &[u32], d: usize, add: bool, out: &mu
     assert_eq!(out.len(), ids.len() * d);
     let to = SendPtr(out.as_mut_ptr());
     pool::run_chunks(ids.len(), 64, |r| {
-        let to = to;
         for i in r {
             let row = &table[ids[i] as usize * d..][..d];
             // SAFETY: one row of the output each.

@@ -31,7 +31,7 @@ pub(crate) unsafe fn micro<S: Simd, const R: usize, const ARS: usize, const AKS:
 ) {
     let l = S::LANES;
     let (n0, n1) = (nr.min(l), nr.saturating_sub(l));
-    // SAFETY (whole block): the caller's promise.
+    // SAFETY: the caller's promise.
     unsafe {
         let mut acc = [[S::splat(0.0); 2]; R];
         match start {
@@ -116,7 +116,7 @@ pub(crate) unsafe fn multiply<S: Simd, const ARS: usize, const AKS: usize>(
 ) {
     let width = 2 * S::LANES;
     let rows = group::<S>();
-    // SAFETY (whole block): the caller's promise; the loops cover [m, n] without overlap.
+    // SAFETY: the caller's promise; the loops cover [m, n] without overlap.
     unsafe {
         let mut j = 0;
         while j < n {

@@ -248,7 +248,7 @@ unsafe fn unit<S: Simd, const MR: usize, E: Epilogue>(
         }
     }
     let row_major = a.col == 1;
-    // SAFETY (whole block): indices stay inside the unit's shapes by construction of the loops.
+    // SAFETY: indices stay inside the unit's shapes by construction of the loops.
     unsafe {
         let mut p0 = 0;
         loop {

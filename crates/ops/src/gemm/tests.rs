@@ -10,6 +10,7 @@ fn data(n: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
+#[allow(clippy::too_many_arguments)]
 fn product(m: usize, n: usize, k: usize, ta: bool, tb: bool, a: &[f32], b: &[f32], init: Init<'_>, c: &mut [f32]) {
     let view = |x: &[f32], rows: usize, cols: usize, t: bool| {
         if t { Mat::rows(x.as_ptr(), rows).t() } else { Mat::rows(x.as_ptr(), cols) }

@@ -215,7 +215,6 @@ pub(crate) fn activation_gradient(f: Activation, pre: &[f32], dy: &[f32], out: &
     assert!(pre.len() == dy.len() && pre.len() == out.len());
     let to = SendPtr(out.as_mut_ptr());
     pool::run_chunks(pre.len(), 1 << 14, |r| {
-        let to = to;
         // SAFETY: chunks are disjoint parts of `out`; all lengths agree.
         unsafe { slope_kernel(f, &pre[r.clone()], &dy[r.clone()], to.slice(r.start, r.len())) }
     });
@@ -251,7 +250,6 @@ pub(crate) fn column_sums(x: &[f32], n: usize, out: &mut [f32], accumulate: bool
     assert_eq!(x.len(), n * d);
     let to = SendPtr(out.as_mut_ptr());
     pool::run_chunks(d, 64, |r| {
-        let to = to;
         // SAFETY: chunks of columns are disjoint parts of `out`.
         unsafe { sum_columns_kernel(x, n, d, r.start, to.slice(r.start, r.len()), accumulate) }
     });

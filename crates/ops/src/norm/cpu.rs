@@ -164,7 +164,6 @@ pub(crate) fn residual(d: usize, x: &[f32], branch: &[f32], dropout: Option<(Key
     assert!(x.len() == n * d && branch.len() == n * d && out.len() == n * d);
     let to = SendPtr(out.as_mut_ptr());
     pool::run_chunks(n, BLOCK, |r| {
-        let to = to;
         let (at, len) = (r.start * d, r.len() * d);
         // SAFETY: chunks of rows are disjoint parts of the output.
         unsafe { residual_kernel(d, r.start, &x[at..at + len], &branch[at..at + len], dropout, to.slice(at, len)) }

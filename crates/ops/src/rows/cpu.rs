@@ -24,7 +24,6 @@ pub(crate) fn drop_in_place(x: &mut [f32], d: usize, (key, p): (Key, f32)) {
     let n = x.len() / d;
     let to = SendPtr(x.as_mut_ptr());
     pool::run_chunks(n, 64, |r| {
-        let to = to;
         // SAFETY: chunks of rows are disjoint.
         unsafe { drop_kernel(key, p, d, r.start, to.slice(r.start * d, r.len() * d)) }
     });
@@ -35,7 +34,6 @@ pub(crate) fn gather(x: &[f32], d: usize, indices: &[u32], out: &mut [f32]) {
     assert_eq!(out.len(), indices.len() * d);
     let to = SendPtr(out.as_mut_ptr());
     pool::run_chunks(indices.len(), 128, |r| {
-        let to = to;
         for i in r {
             let from = indices[i] as usize * d;
             // SAFETY: one row of the output each.
@@ -51,7 +49,6 @@ pub(crate) fn scatter_add(g: &[f32], d: usize, indices: &[u32], out: &mut [f32])
     assert!(indices.iter().all(|&i| (i as usize) < rows));
     let to = SendPtr(out.as_mut_ptr());
     pool::run_chunks(d, 64, |c| {
-        let to = to;
         for (i, &index) in indices.iter().enumerate() {
             // SAFETY: the row exists (checked above), and the columns belong to this task alone.
             let out = unsafe { to.slice(index as usize * d + c.start, c.len()) };

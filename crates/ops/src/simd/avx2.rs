@@ -14,7 +14,7 @@ unsafe fn mask(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - n).cast()) }
 }
 
-// SAFETY (all blocks): the trait's contract: AVX2 and FMA are available, and pointers are valid for the lanes touched.
+// SAFETY: the trait's contract: AVX2 and FMA are available, and pointers are valid for the lanes touched.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {
     type V = __m256;

@@ -11,7 +11,7 @@ fn mask(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
-// SAFETY (all blocks): the trait's contract: AVX-512 is available, and pointers are valid for the lanes touched.
+// SAFETY: the trait's contract: AVX-512 is available, and pointers are valid for the lanes touched.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx512 {
     type V = __m512;
