@@ -99,7 +99,16 @@ impl Weights {
         let mapped = Mapped::open(path)?;
         let index = self.files.len();
         let bytes = mapped.bytes();
-        let tensors = {
+        let tensors = if crate::pickle::is_torch(bytes) {
+            crate::pickle::read(path, bytes, index)?
+        } else if path.extension().is_some_and(|e| e == "bin" || e == "pt" || e == "pth") {
+            return Err(Error::malformed(
+                path,
+                "content",
+                "another format",
+                "a file written by torch.save (truncated?)",
+            ));
+        } else {
             let header = safetensors::parse(path, bytes)?;
             self.metadata.extend(header.metadata);
             let entry = |e: safetensors::HeaderEntry| {
@@ -326,7 +335,7 @@ impl Weights {
 }
 
 /// Shards are plain file names beside the index: anything else could lead out of the folder.
-fn check_shard_name(index: &Path, shard: &str, tensor: &str) -> Result<()> {
+pub(crate) fn check_shard_name(index: &Path, shard: &str, tensor: &str) -> Result<()> {
     let mut parts = Path::new(shard).components();
     let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
     if plain && !shard.contains(['/', '\\', '\0', ':']) {

@@ -114,6 +114,16 @@ pub fn write_tensors(
     remove_old(folder, &names)
 }
 
+/// Write one safetensors file in f32 without the folder's conventions (optimiser state and the like).
+pub(crate) fn write_single(path: &Path, tensors: &[(String, Tensor)], options: &WriteOptions) -> Result<()> {
+    let spec =
+        |(name, t): &(String, Tensor)| TensorSpec { name: name.clone(), shape: t.dims().to_vec(), dtype: t.dtype() };
+    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
+    let planned = plan(&specs, options)?;
+    let all: Vec<&Planned<'_>> = planned.iter().collect();
+    write_file(path, &all, &mut |i| Ok(tensors[i].1.clone()), &options.metadata)?.commit()
+}
+
 fn plan<'a>(specs: &'a [TensorSpec], options: &WriteOptions) -> Result<Vec<Planned<'a>>> {
     if !options.dtype.is_float() {
         return Err(Error::Argument {
