@@ -159,8 +159,9 @@ fn sync_tree(folder: &Path) -> Result<()> {
         if kind.is_dir() {
             sync_tree(&path)?;
         } else if kind.is_file() {
-            // Opened for writing because Windows flushes no other handles.
-            let file = File::options().append(true).open(&path).map_err(Error::io("open", &path))?;
+            // Windows flushes only handles that may write; elsewhere a copied file may be read-only.
+            let file =
+                File::options().read(true).append(cfg!(windows)).open(&path).map_err(Error::io("open", &path))?;
             file.sync_all().map_err(Error::io("flush", &path))?;
         }
     }
@@ -302,6 +303,10 @@ mod tests {
             atomic_folder(&path, |tmp| {
                 fs::create_dir(tmp.join("sub")).unwrap();
                 fs::write(tmp.join("sub/file"), content).unwrap();
+                // A copied tokenizer may be read-only.
+                let mut mode = fs::metadata(tmp.join("sub/file")).unwrap().permissions();
+                mode.set_readonly(cfg!(unix));
+                fs::set_permissions(tmp.join("sub/file"), mode).unwrap();
                 assert_eq!(path.exists(), content == "two");
                 Ok(())
             })

@@ -127,10 +127,12 @@ fn check_entry(file: &Path, name: String, raw: RawEntry, data_start: usize, data
         let expected = format!("begin <= end <= {data_len}, the bytes of data in the file (truncated?)");
         return Err(bad("data_offsets", format!("[{begin}, {end}]"), expected));
     }
-    let bytes = raw.shape.iter().try_fold(dtype.size() as u64, |acc, &d| acc.checked_mul(d));
-    let Some(bytes) = bytes else {
+    // With empty dimensions left out, because strides are products of the others and must be countable too.
+    let span = raw.shape.iter().try_fold(dtype.size() as u64, |acc, &d| acc.checked_mul(d.max(1)));
+    let Some(span) = span.filter(|s| usize::try_from(*s).is_ok()) else {
         return Err(bad("shape", shorten(&format!("{:?}", raw.shape), 120), "a size below 2^64 bytes".into()));
     };
+    let bytes = if raw.shape.contains(&0) { 0 } else { span };
     if bytes != end - begin {
         let found = format!("[{begin}, {end}], that is {} bytes", end - begin);
         let expected = format!("{bytes} bytes for shape {} of {dtype}", shorten(&format!("{:?}", raw.shape), 120));

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Storage, Tensor};
 use serde_json::{Map, Value, json};
 
 use crate::atomic::{Pending, sync_dir};
-use crate::{Dtype, Error, Result, dtype};
+use crate::{Dtype, Error, Result, Weights, dtype};
 
 /// How weights are written.
 #[derive(Debug, Clone)]
@@ -42,10 +42,14 @@ pub struct TensorSpec {
 /// What is to stand in a file.
 struct Planned<'a> {
     index: usize,
-    spec: &'a TensorSpec,
+    name: &'a str,
+    shape: &'a [usize],
     dtype: Dtype,
     bytes: u64,
 }
+
+/// Appends the content of a planned tensor to a file.
+type Emit<'e> = dyn FnMut(&Planned<'_>, &mut Pending) -> Result<()> + 'e;
 
 /// Write `tensors` into `folder` as `model.safetensors`, or as `model-00001-of-0000N.safetensors` with
 /// `model.safetensors.index.json` when they exceed [`WriteOptions::max_shard_bytes`].
@@ -58,14 +62,17 @@ struct Planned<'a> {
 /// [`Error::Write`] (disk full and its kin, with file and bytes), [`Error::Argument`] (duplicate names, a type that
 /// cannot be written).
 pub fn write_model(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], options: &WriteOptions) -> Result<()> {
+    write_tensors(folder, &specs(tensors), |i| Ok(tensors[i].1.clone()), options)
+}
+
+fn specs(tensors: &[(String, Tensor)]) -> Vec<TensorSpec> {
     let spec =
         |(name, t): &(String, Tensor)| TensorSpec { name: name.clone(), shape: t.dims().to_vec(), dtype: t.dtype() };
-    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
-    write_tensors(folder, &specs, |i| Ok(tensors[i].1.clone()), options)
+    tensors.iter().map(spec).collect()
 }
 
 /// Like [`write_model`] for tensors that are made on demand: `fetch(i)` gives the content of `specs[i]`, and is called
-/// once for each, in order. So a model can be converted that does not fit into memory.
+/// once for each, in the order in which they stand in the files. So a model can be written that is never whole in memory.
 ///
 /// # Errors
 /// As [`write_model`], those of `fetch`, and [`Error::Argument`] when `fetch` gives another shape than announced.
@@ -75,9 +82,49 @@ pub fn write_tensors(
     mut fetch: impl FnMut(usize) -> Result<Tensor>,
     options: &WriteOptions,
 ) -> Result<()> {
-    let folder = folder.as_ref();
-    let planned = plan(specs, options)?;
-    let shards = split(&planned, options.max_shard_bytes);
+    let planned = plan_specs(specs, options)?;
+    write_planned(folder.as_ref(), &planned, &mut |p, file| emit_spec(specs, &mut fetch, p, file), options)
+}
+
+/// Write tensors of an opened checkpoint into `folder`, under the names that `names` pairs with theirs (old, new). Floats
+/// are converted to [`WriteOptions::dtype`] in pieces, others are copied; nothing is held in memory.
+///
+/// # Errors
+/// As [`write_model`], and [`Error::NoTensor`].
+pub fn copy_weights(
+    weights: &Weights,
+    names: &[(String, String)],
+    folder: impl AsRef<Path>,
+    options: &WriteOptions,
+) -> Result<()> {
+    let mut infos = Vec::with_capacity(names.len());
+    for (old, _) in names {
+        let entry = weights.entry(old)?;
+        infos.push((entry.shape.clone(), if entry.dtype.is_float() { options.dtype } else { entry.dtype }));
+    }
+    let items = names.iter().zip(&infos).map(|((_, new), (shape, dtype))| (new.as_str(), shape.as_slice(), *dtype));
+    let planned = plan(items, options)?;
+    let mut emit = |p: &Planned<'_>, file: &mut Pending| {
+        let Some((old, _)) = names.get(p.index) else { return Ok(()) };
+        let (raw, from) = (weights.raw(old)?, weights.entry(old)?.dtype);
+        if from == p.dtype {
+            return file.write(&raw);
+        }
+        let (mut values, mut bytes) = (vec![0.0f32; PIECE], Vec::new());
+        for piece in raw.chunks(PIECE * from.size()) {
+            let values = &mut values[..piece.len() / from.size()];
+            // Only floats are planned with another type than their own.
+            dtype::to_f32(from, piece, values);
+            dtype::from_f32(p.dtype, values, &mut bytes);
+            file.write(&bytes)?;
+        }
+        Ok(())
+    };
+    write_planned(folder.as_ref(), &planned, &mut emit, options)
+}
+
+fn write_planned(folder: &Path, planned: &[Planned<'_>], emit: &mut Emit<'_>, options: &WriteOptions) -> Result<()> {
+    let shards = split(planned, options.max_shard_bytes);
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
 
     // Finish every file before the first one gets its name.
@@ -88,13 +135,13 @@ pub fn write_tensors(
             1 => "model.safetensors".to_string(),
             n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
         };
-        pending.push(write_file(&folder.join(&name), shard, &mut fetch, &options.metadata)?);
+        pending.push(write_file(&folder.join(&name), shard, emit, &options.metadata)?);
         names.push(name);
     }
     if shards.len() > 1 {
         let mut map: BTreeMap<&str, &str> = BTreeMap::new();
         for (shard, name) in shards.iter().zip(&names) {
-            map.extend(shard.iter().map(|p| (p.spec.name.as_str(), name.as_str())));
+            map.extend(shard.iter().map(|p| (p.name, name.as_str())));
         }
         let total: u64 = planned.iter().map(|p| p.bytes).sum();
         let index = json!({"metadata": {"total_size": total}, "weight_map": map});
@@ -114,34 +161,19 @@ pub fn write_tensors(
     remove_old(folder, &names)
 }
 
-/// Write one safetensors file in f32 without the folder's conventions (optimiser state and the like).
+/// Write one safetensors file without the folder's conventions (optimiser state and the like).
 pub(crate) fn write_single(path: &Path, tensors: &[(String, Tensor)], options: &WriteOptions) -> Result<()> {
-    let spec =
-        |(name, t): &(String, Tensor)| TensorSpec { name: name.clone(), shape: t.dims().to_vec(), dtype: t.dtype() };
-    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
-    let planned = plan(&specs, options)?;
+    let specs = specs(tensors);
+    let planned = plan_specs(&specs, options)?;
     let all: Vec<&Planned<'_>> = planned.iter().collect();
-    write_file(path, &all, &mut |i| Ok(tensors[i].1.clone()), &options.metadata)?.commit()
+    let mut fetch = |i: usize| Ok(tensors[i].1.clone());
+    write_file(path, &all, &mut |p, file| emit_spec(&specs, &mut fetch, p, file), &options.metadata)?.commit()
 }
 
-fn plan<'a>(specs: &'a [TensorSpec], options: &WriteOptions) -> Result<Vec<Planned<'a>>> {
-    if !options.dtype.is_float() {
-        return Err(Error::Argument {
-            what: "data type to write weights in".into(),
-            found: options.dtype.name().into(),
-            expected: "F32, F16, BF16 or F64".into(),
-        });
-    }
-    let mut seen = HashSet::new();
-    let mut out = Vec::with_capacity(specs.len());
-    for (index, spec) in specs.iter().enumerate() {
-        if !seen.insert(spec.name.as_str()) || spec.name == "__metadata__" {
-            return Err(Error::Argument {
-                what: "tensors to write".into(),
-                found: format!("the name `{}` twice or reserved", spec.name),
-                expected: "distinct names other than `__metadata__`".into(),
-            });
-        }
+/// The types that tensors get in the file.
+fn plan_specs<'a>(specs: &'a [TensorSpec], options: &WriteOptions) -> Result<Vec<Planned<'a>>> {
+    let mut items = Vec::with_capacity(specs.len());
+    for spec in specs {
         let dtype = match spec.dtype {
             DType::F64 | DType::F32 | DType::F16 | DType::BF16 => options.dtype,
             DType::U8 => Dtype::U8,
@@ -155,13 +187,39 @@ fn plan<'a>(specs: &'a [TensorSpec], options: &WriteOptions) -> Result<Vec<Plann
                 });
             }
         };
-        let bytes = spec.shape.iter().try_fold(dtype.size() as u64, |acc, &d| acc.checked_mul(d as u64));
+        items.push((spec.name.as_str(), spec.shape.as_slice(), dtype));
+    }
+    plan(items.into_iter(), options)
+}
+
+fn plan<'a>(
+    items: impl Iterator<Item = (&'a str, &'a [usize], Dtype)>,
+    options: &WriteOptions,
+) -> Result<Vec<Planned<'a>>> {
+    if !options.dtype.is_float() {
+        return Err(Error::Argument {
+            what: "data type to write weights in".into(),
+            found: options.dtype.name().into(),
+            expected: "F32, F16, BF16 or F64".into(),
+        });
+    }
+    let mut seen = HashSet::new();
+    let mut out = Vec::new();
+    for (index, (name, shape, dtype)) in items.enumerate() {
+        if !seen.insert(name) || name == "__metadata__" {
+            return Err(Error::Argument {
+                what: "tensors to write".into(),
+                found: format!("the name `{name}` twice or reserved"),
+                expected: "distinct names other than `__metadata__`".into(),
+            });
+        }
+        let bytes = shape.iter().try_fold(dtype.size() as u64, |acc, &d| acc.checked_mul(d as u64));
         let bytes = bytes.ok_or_else(|| Error::Argument {
-            what: format!("tensor `{}`, shape", spec.name),
-            found: format!("{:?}", spec.shape),
+            what: format!("tensor `{name}`, shape"),
+            found: format!("{shape:?}"),
             expected: "a size below 2^64 bytes".into(),
         })?;
-        out.push(Planned { index, spec, dtype, bytes });
+        out.push(Planned { index, name, shape, dtype, bytes });
     }
     Ok(out)
 }
@@ -193,10 +251,7 @@ fn header(shard: &[&Planned<'_>], metadata: &BTreeMap<String, String>) -> Vec<u8
     let mut at = 0u64;
     for p in shard {
         let end = at + p.bytes;
-        map.insert(
-            p.spec.name.clone(),
-            json!({"dtype": p.dtype.name(), "shape": p.spec.shape, "data_offsets": [at, end]}),
-        );
+        map.insert(p.name.into(), json!({"dtype": p.dtype.name(), "shape": p.shape, "data_offsets": [at, end]}));
         at = end;
     }
     let mut text = Value::Object(map).to_string().into_bytes();
@@ -209,7 +264,7 @@ fn header(shard: &[&Planned<'_>], metadata: &BTreeMap<String, String>) -> Vec<u8
 fn write_file(
     path: &Path,
     shard: &[&Planned<'_>],
-    fetch: &mut dyn FnMut(usize) -> Result<Tensor>,
+    emit: &mut Emit<'_>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<Pending> {
     // Wide types first, so that every tensor stays aligned to its type in the file and can be used where it lies.
@@ -220,24 +275,37 @@ fn write_file(
     let mut file = Pending::create(path, total)?;
     file.write(&head)?;
     for p in order {
-        let tensor = fetch(p.index)?;
-        if tensor.dims() != p.spec.shape || tensor.dtype() != p.spec.dtype {
-            return Err(Error::Argument {
-                what: format!("tensor `{}`", p.spec.name),
-                found: format!("{:?} of {}", tensor.dims(), tensor.dtype().as_str()),
-                expected: format!("{:?} of {}, as announced", p.spec.shape, p.spec.dtype.as_str()),
-            });
-        }
-        write_tensor(&mut file, &tensor, p)?;
+        emit(p, &mut file)?;
     }
     file.finish()?;
     Ok(file)
 }
 
+/// Fetch a tensor, see that it is what was announced, and append it.
+fn emit_spec(
+    specs: &[TensorSpec],
+    fetch: &mut dyn FnMut(usize) -> Result<Tensor>,
+    p: &Planned<'_>,
+    file: &mut Pending,
+) -> Result<()> {
+    let tensor = fetch(p.index)?;
+    let spec = &specs[p.index];
+    if tensor.dims() != spec.shape || tensor.dtype() != spec.dtype {
+        return Err(Error::Argument {
+            what: format!("tensor `{}`", spec.name),
+            found: format!("{:?} of {}", tensor.dims(), tensor.dtype().as_str()),
+            expected: format!("{:?} of {}, as announced", spec.shape, spec.dtype.as_str()),
+        });
+    }
+    write_tensor(file, &tensor, p)
+}
+
+/// Elements that are converted at a time.
+const PIECE: usize = 1 << 16;
+
 /// The tensor's elements, converted in pieces of bounded size.
 fn write_tensor(file: &mut Pending, tensor: &Tensor, p: &Planned<'_>) -> Result<()> {
-    const PIECE: usize = 1 << 16;
-    let wrap = |source| Error::Tensor { name: p.spec.name.clone(), source };
+    let wrap = |source| Error::Tensor { name: p.name.into(), source };
     let tensor = tensor.to_device(&Device::Cpu).and_then(|t| t.contiguous()).map_err(wrap)?;
     let tensor = match (tensor.dtype(), p.dtype) {
         // f64 to f64 stays exact; every other float goes through f32, which holds f16 and bf16 exactly.

@@ -181,6 +181,10 @@ fn hostile_headers_are_named() {
             &["tensor `a`, shape", "2^64"],
         ),
         (
+            raw(r#"{"a":{"dtype":"U8","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}"#, 0),
+            &["tensor `a`, shape", "2^64"],
+        ),
+        (
             raw(&format!(r#"{{{a},"b":{{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}}}"#), 12),
             &["tensor `b`", "overlaps `a`", "begin 8"],
         ),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use genus_checkpoint::{Dtype, Error, Weights};
+use genus_checkpoint::{Dtype, Error, Weights, WriteOptions, copy_weights};
 use proptest::prelude::*;
 
 fn fixture(name: &str) -> PathBuf {
@@ -41,6 +41,36 @@ fn every_layout_and_type_is_read() {
 }
 
 #[test]
+fn a_torch_file_becomes_safetensors() {
+    let w = Weights::open(fixture("zip.bin")).unwrap();
+    let names: Vec<_> = w.names().map(|n| (n.to_string(), format!("x.{n}"))).collect();
+    let dir = tempfile::tempdir().unwrap();
+    for (dtype, max_shard_bytes) in [(Dtype::F32, None), (Dtype::F16, Some(40))] {
+        let options = WriteOptions { dtype, max_shard_bytes, ..WriteOptions::default() };
+        copy_weights(&w, &names, dir.path(), &options).unwrap();
+        let copy = Weights::open(dir.path()).unwrap();
+        assert_eq!(copy.files().count() > 1, max_shard_bytes.is_some());
+        for (old, new) in &names {
+            let info = copy.info(new).unwrap();
+            assert_eq!(info.shape, w.info(old).unwrap().shape);
+            match w.integers(old) {
+                Ok(integers) => {
+                    assert_eq!((copy.integers(new).unwrap(), info.dtype), (integers, w.info(old).unwrap().dtype))
+                }
+                Err(_) => {
+                    assert_eq!(info.dtype, dtype);
+                    // 0.1 is the only value that f16 does not hold.
+                    let close = |(a, b): (&f32, &f32)| a == b || (a - b).abs() < 1e-4;
+                    assert!(w.f32(old).unwrap().iter().zip(copy.f32(new).unwrap().iter()).all(close), "{old}");
+                }
+            }
+        }
+    }
+    let none = [("none".to_string(), "none".to_string())];
+    assert!(matches!(copy_weights(&w, &none, dir.path(), &WriteOptions::default()), Err(Error::NoTensor { .. })));
+}
+
+#[test]
 fn nested_and_sharded_state_dicts_are_found() {
     let w = Weights::open(fixture("nested.bin")).unwrap();
     assert_eq!(w.names().collect::<Vec<_>>(), ["w"]);
@@ -71,13 +101,36 @@ fn open_bytes(bytes: &[u8]) -> Result<Weights, Error> {
     Weights::open(&path)
 }
 
-/// A legacy file whose third pickle is `body`; no storages follow.
-fn legacy(body: &[u8]) -> Vec<u8> {
+/// A legacy file whose third pickle is `body`, followed by `tail`.
+fn legacy_with(body: &[u8], tail: &[u8]) -> Vec<u8> {
     let whole = fs::read(fixture("legacy.bin")).unwrap();
     // magic, version (STOP at the end of each), then the dict of sizes up to its STOP.
     let info = whole.windows(2).position(|w| w == b"}q").unwrap();
     let stop = info + whole[info..].windows(2).position(|w| w == b"u.").unwrap() + 2;
-    [&whole[..stop], body, b"\x80\x02]q\x00."].concat()
+    [&whole[..stop], body, tail].concat()
+}
+
+/// [`legacy_with`] no storages.
+fn legacy(body: &[u8]) -> Vec<u8> {
+    legacy_with(body, b"\x80\x02]q\x00.")
+}
+
+/// A legacy file with one tensor `t` over a storage of four floats.
+fn one_tensor(offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
+    let int = |i: &i64| [b"\x8a\x08".as_slice(), &i.to_le_bytes()].concat();
+    let tuple = |v: &[i64]| [b"(".to_vec(), v.iter().flat_map(int).collect(), b"t".to_vec()].concat();
+    let body = [
+        b"\x80\x02}X\x01\x00\x00\x00tctorch._utils\n_rebuild_tensor_v2\n(".to_vec(),
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04NtQ".to_vec(),
+        int(&offset),
+        tuple(shape),
+        tuple(strides),
+        b"tRs.".to_vec(),
+    ]
+    .concat();
+    let data: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let tail = [b"\x80\x02]X\x01\x00\x00\x000a.".to_vec(), 4u64.to_le_bytes().to_vec(), data].concat();
+    legacy_with(&body, &tail)
 }
 
 #[test]
@@ -130,6 +183,39 @@ fn tensors_must_lie_within_their_storage() {
     // Half a file has no directory.
     let m = open_bytes(&whole[..whole.len() / 2]).unwrap_err().to_string();
     assert!(m.contains("truncated"), "{m}");
+}
+
+#[test]
+fn sizes_and_strides_are_checked() {
+    let w = open_bytes(&one_tensor(0, &[2, 2], &[1, 2])).unwrap();
+    assert_eq!(values(&w, "t"), (vec![2, 2], vec![1.0, 3.0, 2.0, 4.0]));
+    // Nobody steps along a dimension of one element.
+    let w = open_bytes(&one_tensor(1, &[1, 3, 1], &[i64::MAX, 1, i64::MAX])).unwrap();
+    assert_eq!(values(&w, "t").1, [2.0, 3.0, 4.0]);
+    let w = open_bytes(&one_tensor(3, &[2, 2], &[0, 0])).unwrap();
+    assert_eq!(values(&w, "t").1, [4.0; 4]);
+    for (offset, shape, strides, part) in [
+        (1, vec![4], vec![1], "within the 4 elements"),
+        (4, vec![], vec![], "within the 4 elements"),
+        (0, vec![2], vec![i64::MAX], "within the 4 elements"),
+        (0, vec![3, 3], vec![i64::MAX, i64::MAX], "within the 4 elements"),
+        (i64::MAX, vec![2], vec![1], "within the 4 elements"),
+        // Repeating one element must not fill the memory.
+        (0, vec![1 << 40], vec![0], "bytes of the file"),
+        (0, vec![1 << 40, 1 << 40], vec![0, 0], "bytes of the file"),
+        (0, vec![0, 1 << 40, 1 << 40], vec![0, 0, 0], "bytes of the file"),
+        (-1, vec![1], vec![1], "another form"),
+        (0, vec![-1], vec![1], "another form"),
+        (0, vec![2], vec![-1], "another form"),
+        (0, vec![1; 65], vec![1; 65], "another form"),
+        (0, vec![2], vec![1, 1], "1 sizes and 2 strides"),
+    ] {
+        let m = open_bytes(&one_tensor(offset, &shape, &strides)).unwrap_err().to_string();
+        assert!(m.contains(part), "{shape:?}: `{part}` is not in: {m}");
+    }
+    let whole = one_tensor(0, &[4], &[1]);
+    let m = open_bytes(&whole[..whole.len() - 1]).unwrap_err().to_string();
+    assert!(m.contains("storage `0`") && m.contains("truncated"), "{m}");
 }
 
 proptest! {

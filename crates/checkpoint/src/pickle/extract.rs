@@ -75,7 +75,9 @@ fn entry(
         let found = format!("{} bytes in storage `{}`", range.len(), shorten(&storage.key, 80));
         return Err(bad(found, format!("{} elements of {}", storage.elements, storage.dtype)));
     }
-    let elements = tensor.shape.iter().try_fold(1usize, |acc, &d| acc.checked_mul(d));
+    // With empty dimensions left out, because strides are products of the others and must be countable too.
+    let span = tensor.shape.iter().try_fold(1usize, |acc, &d| acc.checked_mul(d.max(1)));
+    let elements = span.map(|s| if tensor.shape.contains(&0) { 0 } else { s });
     // A stride of 0 repeats elements; reading such a tensor must not need more memory than the file has bytes.
     let bytes = elements.and_then(|e| e.checked_mul(size)).filter(|b| *b <= file_len);
     if bytes.is_none() {
