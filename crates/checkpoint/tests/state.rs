@@ -9,7 +9,7 @@ use genus_checkpoint::state::{
     Check, STATE_FILE, TENSORS_FILE, TrainingState, checkpoint_folder, keep_last, latest_valid, list_checkpoints,
     verify,
 };
-use genus_checkpoint::{Error, Weights, WriteOptions, write_model};
+use genus_checkpoint::{Error, LOCK_FILE, RunLock, Weights, WriteOptions, write_model};
 use serde_json::json;
 
 fn vector(values: Vec<f32>) -> Tensor {
@@ -164,4 +164,57 @@ fn limited_writer() {
     let state = TrainingState { json: json!({}), tensors: big.to_vec() };
     let new = folder.parent().unwrap().join("new");
     assert!(matches!(atomic_folder(new, |tmp| state.save(tmp)), Err(Error::Write { .. })));
+}
+
+// ---- a killed run: the test starts itself as a process that saves without end, and kills it ----
+
+const KILLED: &str = "GENUS_TEST_KILLED_FOLDER";
+
+#[test]
+fn whenever_a_run_is_killed_its_last_checkpoint_is_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path();
+    let me = std::env::current_exe().unwrap();
+    for round in 0..6u64 {
+        let mut child = std::process::Command::new(&me)
+            .args(["--exact", "endless_writer", "--ignored", "--nocapture"])
+            .env(KILLED, run)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // It has to have saved something in this round; then the moment of its death differs from round to round.
+        let before = list_checkpoints(run).unwrap().last().copied().unwrap_or(0);
+        while list_checkpoints(run).unwrap().last().copied().unwrap_or(0) == before {
+            assert!(child.try_wait().unwrap().is_none(), "the writer ended by itself");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        std::thread::sleep(std::time::Duration::from_micros(round * 1700));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let _lock = RunLock::acquire(run).unwrap();
+        clean_leftovers(run).unwrap();
+        let latest = latest_valid(run).unwrap();
+        assert!(latest.skipped.is_empty(), "{:?}", latest.skipped);
+        let (step, folder) = latest.found.unwrap();
+        assert!(step > before);
+        assert_eq!(TrainingState::load(folder).unwrap().json["step"], step);
+        for entry in fs::read_dir(run).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(name.starts_with("checkpoint-") || name == LOCK_FILE, "{name}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "started by the test above, which kills it"]
+fn endless_writer() {
+    let Some(run) = std::env::var_os(KILLED) else { return };
+    let run = Path::new(&run);
+    let _lock = RunLock::acquire(run).unwrap();
+    let first = list_checkpoints(run).unwrap().last().map_or(1, |s| s + 1);
+    for step in first.. {
+        save(run, step);
+        keep_last(run, 2).unwrap();
+    }
 }
