@@ -258,12 +258,15 @@ impl Model {
     /// When a file cannot be written; files that were there before stay as they were.
     pub fn save(&self, folder: impl AsRef<Path>, options: &WriteOptions) -> Result<()> {
         let folder = folder.as_ref();
-        let tensors = self.named_tensors()?;
+        let mut tensors = self.named_tensors()?;
+        for (_, t) in &mut tensors {
+            *t = t.to_device(&Device::Cpu)?;
+        }
         let specs: Vec<TensorSpec> = tensors
             .iter()
             .map(|(name, t)| TensorSpec { name: name.clone(), shape: t.dims().to_vec(), dtype: t.dtype() })
             .collect();
-        write_tensors(folder, &specs, |i| Ok(tensors[i].1.to_device(&Device::Cpu)?), options)?;
+        write_tensors(folder, &specs, |i| Ok(tensors[i].1.clone()), options)?;
         self.save_config(folder, options)
     }
 

@@ -1,0 +1,66 @@
+//! Published sizes: parameter counts, tensor names and shapes, without memory for the weights.
+
+use genus_models::{Task, families, find_preset, lineage};
+
+/// Counts recomputed from the published definitions (and by `transformers`, see `tests/parity/counts.json` of the repository).
+#[test]
+fn parameter_counts_are_exact() {
+    for (name, task, count) in [
+        ("gpt2", Task::CausalLm, 124_439_808),
+        ("gpt2-medium", Task::CausalLm, 354_823_168),
+        ("gpt2-large", Task::CausalLm, 774_030_080),
+        ("gpt2-xl", Task::CausalLm, 1_557_611_200),
+        ("bert-base-uncased", Task::Base, 109_482_240),
+        ("bert-base-uncased", Task::Pretraining, 110_106_428),
+        ("bert-large-uncased", Task::Base, 335_141_888),
+        ("bert-large-uncased", Task::Pretraining, 336_226_108),
+        ("bert-base-cased", Task::Base, 108_310_272),
+        ("bert-base-chinese", Task::Base, 102_267_648),
+        ("bert-tiny", Task::Base, 4_385_920),
+        ("bert-mini", Task::Base, 11_170_560),
+        ("bert-small", Task::Base, 28_763_648),
+        ("bert-medium", Task::Base, 41_373_184),
+    ] {
+        let (family, preset) = find_preset(name).unwrap();
+        assert_eq!(family.count(&(preset.spec)(), task).unwrap(), count, "{name} {task}");
+    }
+}
+
+/// Every own name has a checkpoint name, no two the same, for every task of every member.
+#[test]
+fn name_tables_are_complete() {
+    for family in families() {
+        let spec = (family.presets[0].spec)();
+        for (task, _) in family.tasks {
+            let plan = family.plan(&spec, *task).unwrap();
+            let mut names: Vec<String> = family.file_plan(&spec, *task).unwrap().into_iter().map(|p| p.0).collect();
+            assert_eq!(names.len(), plan.len(), "{} {task}", family.name);
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), plan.len(), "{} {task}", family.name);
+        }
+    }
+}
+
+#[test]
+fn every_member_hangs_in_the_tree_and_presets_are_unique() {
+    let mut names = Vec::new();
+    for family in families() {
+        assert!(
+            lineage().iter().any(|l| l.name == family.ancestor) || families().iter().any(|f| f.name == family.ancestor),
+            "{} has an unknown ancestor",
+            family.name
+        );
+        names.extend(family.presets.iter().map(|p| p.name));
+    }
+    let all = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), all);
+}
+
+#[test]
+fn an_unknown_preset_suggests_the_nearest() {
+    let error = find_preset("gpt2-mediun").err().unwrap().to_string();
+    assert!(error.contains("gpt2-mediun") && error.contains("\"gpt2-medium\""), "{error}");
+}
