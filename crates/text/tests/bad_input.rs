@@ -87,6 +87,25 @@ fn parquet_files() {
     assert!(matches!(error, TextError::Parquet { .. }), "{error}");
     let error = fails(&write(dir.path(), "b.parquet.gz", b"x"));
     assert!(matches!(error, TextError::Parquet { .. }), "{error}");
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    let error = fails(&fixture("null.parquet")).to_string();
+    assert!(error.contains("column \"text\"") && error.contains("null in row 2"), "{error}");
+    let column = |name: &str| {
+        let options = CorpusOptions { text_field: name.into(), ..Default::default() };
+        let corpus = Corpus::open(&[fixture("snappy.parquet")], options).unwrap();
+        corpus.documents().next().unwrap().unwrap_err().to_string()
+    };
+    assert!(column("txt").contains("found only id, text, meta"), "{}", column("txt"));
+    assert!(column("id").contains("found a column of type INT64"), "{}", column("id"));
+    assert!(column("meta").contains("found a nested column"), "{}", column("meta"));
+    // Damage anywhere is an error or leaves the text readable; it never brings the process down.
+    let whole = std::fs::read(fixture("snappy.parquet")).unwrap();
+    for at in (0..whole.len()).step_by(37) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x55;
+        let _ = all(&write(dir.path(), "damaged.parquet", &damaged), DocumentSplit::File);
+        let _ = all(&write(dir.path(), "short.parquet", &whole[..at + 1]), DocumentSplit::File);
+    }
 }
 
 #[test]

@@ -88,3 +88,16 @@ fn a_very_long_line_is_one_pass() {
     let stream = TokenStream::build(&open(&path, DocumentSplit::File), &Tokenizer::bytes(), |_| {}).unwrap();
     assert_eq!(stream.len(), (16 << 20) + 1);
 }
+
+#[test]
+fn parquet() {
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    let expected = ["first document".to_owned(), "第二个文档".into(), "third\ndocument".into(), "x".repeat(3000)];
+    assert_eq!(all(&open(&fixture("snappy.parquet"), DocumentSplit::File)), expected);
+    assert_eq!(all(&open(&fixture("gzip.parquet"), DocumentSplit::File)), expected);
+    let zstd: Result<Vec<String>> = open(&fixture("zstd.parquet"), DocumentSplit::File).documents().collect();
+    match cfg!(feature = "zstd") {
+        true => assert_eq!(zstd.unwrap(), expected),
+        false => assert!(zstd.unwrap_err().to_string().contains("zstd.parquet")),
+    }
+}

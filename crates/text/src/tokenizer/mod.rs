@@ -6,6 +6,7 @@ mod save;
 mod spec;
 mod stream;
 mod train;
+mod unigram;
 
 pub use spec::TokenizerSpec;
 pub use stream::StreamDecoder;

@@ -242,7 +242,7 @@ pub(super) fn word_piece_value(
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
         "model": {
             "type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": 100, "vocab": vocab,
+            "max_input_chars_per_word": super::train::MAX_WORD_PIECE, "vocab": vocab,
         },
     }))
 }

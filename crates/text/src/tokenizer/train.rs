@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::models::unigram::{Unigram, UnigramTrainer};
 use tokenizers::models::wordpiece::{WordPiece, WordPieceTrainer};
 use tokenizers::{AddedToken, Model, PreTokenizer, Trainer};
 
@@ -19,8 +18,11 @@ const BERT: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
 const UNIGRAM: [&str; 3] = ["<pad>", "</s>", "<unk>"];
 /// Documents are learnt from in pieces of about this many bytes.
 const PIECE: usize = 1 << 14;
-/// Longer words are cut before Unigram training, whose likelihoods would overflow.
+/// Longer words are cut (byte-level BPE, in bytes) or left out (WordPiece, which does not spell them): the time to learn
+/// from a word grows faster than its length.
 const MAX_WORD: usize = 256;
+/// The longest word, in characters, that WordPiece spells (`max_input_chars_per_word`).
+pub(super) const MAX_WORD_PIECE: usize = 100;
 
 /// The kind of vocabulary to learn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,7 +210,8 @@ fn bpe(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Progress
         let (mut at, mut words) = (0, Vec::new());
         while at < text.len() {
             let end = gpt2_piece(text, at);
-            words.push(text[at..end].bytes().map(|b| BYTE_CHARS[b as usize]).collect());
+            let bytes = text.as_bytes()[at..end].chunks(MAX_WORD);
+            words.extend(bytes.map(|part| part.iter().map(|&b| BYTE_CHARS[b as usize]).collect::<String>()));
             at = end;
         }
         Ok(words)
@@ -239,7 +242,8 @@ fn word_piece(options: &TrainOptions, reader: &mut Reader<impl Documents, impl P
     // hash table, and breaks ties between merges by those numbers; naming them beforehand makes training repeatable.
     let symbols: Mutex<BTreeMap<char, [u64; 2]>> = Mutex::default();
     let words = |text: &str| {
-        let words = normalized_words(text, &normalizer, &tokenizers::pre_tokenizers::bert::BertPreTokenizer)?;
+        let mut words = normalized_words(text, &normalizer, &tokenizers::pre_tokenizers::bert::BertPreTokenizer)?;
+        words.retain(|word| word.chars().count() <= MAX_WORD_PIECE);
         let mut local: HashMap<char, [u64; 2]> = HashMap::new();
         for word in &words {
             for (i, c) in word.chars().enumerate() {
@@ -320,16 +324,16 @@ fn unigram(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Prog
         return Err(TextError::library("the Unigram frame has no pre-tokenizer"));
     };
     // Words in order, so that sums over them have one order; a batch of pieces at a time, counted in parallel.
-    let mut words: BTreeMap<String, u32> = BTreeMap::new();
+    let mut words: BTreeMap<String, u64> = BTreeMap::new();
     loop {
         let batch: Vec<String> = reader.by_ref().take(256).collect();
         if batch.is_empty() {
             break;
         }
-        let counted: Result<Vec<HashMap<String, u32>>> = batch
+        let counted: Result<Vec<HashMap<String, u64>>> = batch
             .par_iter()
             .map(|text| {
-                let mut counts: HashMap<String, u32> = HashMap::new();
+                let mut counts: HashMap<String, u64> = HashMap::new();
                 for word in normalized_words(text, normalizer, pre).map_err(TextError::library)? {
                     *counts.entry(word).or_default() += 1;
                 }
@@ -337,74 +341,23 @@ fn unigram(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Prog
             })
             .collect();
         for (word, n) in counted?.into_iter().flatten() {
-            let total = words.entry(word).or_default();
-            *total = total.saturating_add(n);
+            *words.entry(word).or_default() += n;
         }
     }
     reader.learning()?;
     let size = options.vocab_size - UNIGRAM.len();
-    let sentences = known_characters(words, size / 2);
-    if sentences.is_empty() {
+    let pieces = super::unigram::learn(words, size);
+    if pieces.is_empty() {
         return Err(TextError::NoText { names: vec!["the training documents".into()] });
     }
-    let trainer =
-        UnigramTrainer::builder().show_progress(false).vocab_size(size as u32).build().map_err(TextError::library)?;
-    // One thread: the library adds floating-point numbers in an order that depends on how many there are.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(TextError::library)?;
-    let mut model = Unigram::default();
-    pool.install(|| trainer.do_train(sentences, &mut model)).map_err(TextError::library)?;
     let mut vocab: Vec<Value> = UNIGRAM.iter().map(|t| json!([t, 0.0])).collect();
-    vocab.extend(settled(model.iter().cloned().collect()).into_iter().map(|(t, s)| json!([t, s])));
+    vocab.extend(pieces.into_iter().map(|(t, s)| json!([t, s])));
     value["model"]["vocab"] = json!(vocab);
     value["model"]["unk_id"] = json!(2);
     value["added_tokens"] = UNIGRAM.iter().enumerate().map(|(i, t)| added_token(i as u64, t)).collect();
     let library = from_value(&value).map_err(TextError::library)?;
     let special = SpecialTokens { pad: Some(0), eos: Some(1), unk: Some(2), ..SpecialTokens::default() };
     Tokenizer::assemble(library, special, None)
-}
-
-/// Keeps the `most` commonest characters; words are cut at others, and where they are too long.
-fn known_characters(words: BTreeMap<String, u32>, most: usize) -> Vec<(String, u32)> {
-    let mut counts: BTreeMap<char, u64> = BTreeMap::new();
-    for (word, &n) in &words {
-        word.chars().for_each(|c| *counts.entry(c).or_default() += n as u64);
-    }
-    let mut order: Vec<(char, u64)> = counts.into_iter().collect();
-    order.sort_by_key(|&(c, n)| (std::cmp::Reverse(n), c));
-    let known: HashSet<char> = order.into_iter().take(most).map(|(c, _)| c).collect();
-    let mut kept: BTreeMap<String, u32> = BTreeMap::new();
-    for (word, n) in words {
-        for part in word.split(|c| !known.contains(&c)) {
-            let chars: Vec<char> = part.chars().collect();
-            for chunk in chars.chunks(MAX_WORD) {
-                let total = kept.entry(chunk.iter().collect()).or_default();
-                *total = total.saturating_add(n);
-            }
-        }
-    }
-    kept.into_iter().collect()
-}
-
-/// Puts the library's pieces in one order: scores to six decimals, best first. Characters that training lost get the
-/// lowest scores in steps of 0.0001, in the order of a hash table; they are dealt out again by character.
-fn settled(pieces: Vec<(String, f64)>) -> Vec<(String, f64)> {
-    let mut pieces: Vec<(String, f64)> = pieces.into_iter().filter(|p| p.0 != "<UNK>" && p.1.is_finite()).collect();
-    let floor = pieces.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
-    let stepped = |p: &(String, f64)| {
-        let steps = (p.1 - floor) / 1e-4;
-        p.0.chars().count() == 1 && (steps - steps.round()).abs() < 1e-6
-    };
-    let at: Vec<usize> = (0..pieces.len()).filter(|&i| stepped(&pieces[i])).collect();
-    let mut tokens: Vec<String> = at.iter().map(|&i| pieces[i].0.clone()).collect();
-    let mut scores: Vec<f64> = at.iter().map(|&i| pieces[i].1).collect();
-    tokens.sort();
-    scores.sort_by(f64::total_cmp);
-    for (&i, piece) in at.iter().zip(tokens.into_iter().zip(scores)) {
-        pieces[i] = piece;
-    }
-    pieces.iter_mut().for_each(|p| p.1 = (p.1 * 1e6).round() / 1e6);
-    pieces.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    pieces
 }
 
 fn unigram_json(vocab: Value, unk: usize) -> Value {
