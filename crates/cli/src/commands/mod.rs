@@ -2,12 +2,18 @@
 
 use crate::Context;
 
+mod tree;
+
 /// What can be done.
 #[derive(Debug, clap::Subcommand)]
-pub(crate) enum Command {}
+pub(crate) enum Command {
+    Tree(tree::Tree),
+}
 
 impl Command {
-    pub(crate) fn run(self, _context: &Context) -> anyhow::Result<()> {
-        match self {}
+    pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
+        match self {
+            Self::Tree(command) => command.run(context),
+        }
     }
 }
