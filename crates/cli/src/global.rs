@@ -101,6 +101,8 @@ impl Global {
             Some(0) => bail!("--threads 0: expected at least 1"),
             Some(n) => {
                 genus_ops::pool::set_threads(n);
+                // Tokenizers have a pool of their own; it fails only where one is in use already.
+                let _ = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
             }
             None => {}
         }

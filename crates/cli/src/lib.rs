@@ -6,19 +6,19 @@
 //! - `progress`, `report`, `interrupt`: what the user sees while work goes on, when it ends, and how it is stopped.
 //! - `corpus`: the text that quickstart trains on.
 
-#![allow(dead_code)] // until the first command is wired
-
 use std::process::ExitCode;
 
 use clap::Parser;
 
 mod commands;
 pub mod corpus;
+mod data;
 mod global;
 pub mod interrupt;
 pub mod options;
 pub mod progress;
 mod report;
+mod source;
 
 use global::Global;
 use options::{Args, Layers, Options};

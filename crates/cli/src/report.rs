@@ -75,7 +75,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Writes one JSON value as one line on standard output.
-#[allow(dead_code)] // until the first command with `--json` is wired
 pub(crate) fn json_line(value: &impl serde::Serialize) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, value)?;

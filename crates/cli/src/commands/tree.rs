@@ -1,6 +1,6 @@
 //! `genus tree`: the family tree with each member's paper, differences and published sizes.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use genus_models::{Family, families, lineage};
 use serde_json::{Value, json};

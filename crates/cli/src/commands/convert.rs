@@ -1,0 +1,287 @@
+//! `genus convert`: a model folder in another element type, other shards, or out of the old pickle format.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail};
+use candle_core::{DType, Device, Tensor};
+use genus_checkpoint::config::JsonFile;
+use genus_checkpoint::{Dtype, TensorSpec, Weights, WriteOptions, atomic, write_tensors};
+use serde_json::{Value, json};
+
+use crate::Context;
+use crate::progress::{Progress, bytes, grouped};
+use crate::report::json_line;
+use crate::source::{model_folder, parse_size};
+
+/// The element type of weights in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Float {
+    /// 32 bits.
+    F32,
+    /// 16 bits, five of them exponent.
+    F16,
+    /// 16 bits, eight of them exponent.
+    Bf16,
+}
+
+/// Write a model folder anew: element type, size of the files, safetensors instead of pickle.
+///
+/// Tensor names stay as they are. Configuration and tokenizer come along.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Convert {
+    /// Folder or hub id.
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Folder to write; it must not exist, or be empty.
+    #[arg(long, value_name = "FOLDER")]
+    output: PathBuf,
+    /// Element type of the weights; without it, the one that most of them have.
+    #[arg(long, value_enum)]
+    dtype: Option<Float>,
+    /// Start a new file where one would exceed this size.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "5GB")]
+    max_shard_size: u64,
+}
+
+/// Files that belong to a model besides its weights.
+const SIDE_FILES: &[&str] = &[
+    "README.md",
+    "LICENSE",
+    "LICENSE.txt",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config_sentence_transformers.json",
+    "generation_config.json",
+    "merges.txt",
+    "modules.json",
+    "preprocessor_config.json",
+    "sentence_bert_config.json",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "special_tokens_map.json",
+    "spiece.model",
+    "target.spm",
+    "target_vocab.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+
+impl Convert {
+    pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
+        context.global()?;
+        let folder = model_folder(&self.model)?;
+        check_output(&folder, &self.output)?;
+        let config = JsonFile::open(folder.join("config.json"))?;
+        let weights = Weights::open(&folder)?;
+        let dtype = match self.dtype {
+            Some(Float::F32) => Dtype::F32,
+            Some(Float::F16) => Dtype::F16,
+            Some(Float::Bf16) => Dtype::BF16,
+            None => prevailing(&weights),
+        };
+        let specs = specs(&weights)?;
+        let total: u64 = specs.iter().map(|s| elements(&s.shape)).sum();
+
+        let options = WriteOptions { dtype, max_shard_bytes: Some(self.max_shard_size), ..WriteOptions::default() };
+        let mut progress = Progress::new("converting", Some(total));
+        let mut done = 0;
+        let mut too_large: Vec<String> = Vec::new();
+        let copied = atomic::atomic_folder(&self.output, |tmp| {
+            write_tensors(
+                tmp,
+                &specs,
+                |i| {
+                    let tensor = fetch(&weights, &specs[i])?;
+                    if dtype == Dtype::F16 && exceeds_f16(&tensor) {
+                        too_large.push(specs[i].name.clone());
+                    }
+                    done += elements(&specs[i].shape);
+                    progress.update(done, "elements");
+                    Ok(tensor)
+                },
+                &options,
+            )?;
+            write_config(tmp, &config, dtype)?;
+            copy_side_files(&folder, tmp)
+        })?;
+        progress.finish();
+        if !too_large.is_empty() {
+            anstream::eprintln!(
+                "\x1b[33mwarning:\x1b[0m {} tensor(s) have values beyond the range of f16 (65504), which are infinite now: {}; bf16 would keep them",
+                too_large.len(),
+                too_large.join(", ")
+            );
+        }
+        self.report(context, &specs, dtype, &copied)
+    }
+
+    fn report(&self, context: &Context, specs: &[TensorSpec], dtype: Dtype, copied: &[PathBuf]) -> anyhow::Result<()> {
+        let written = Weights::open(&self.output).context("the written folder does not read back")?;
+        let mut files = Vec::new();
+        for path in written.files() {
+            let size = std::fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?.len();
+            files.push((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), size));
+        }
+        let total: u64 = specs.iter().map(|s| elements(&s.shape)).sum();
+        if context.json {
+            return json_line(&json!({
+                "output": self.output,
+                "dtype": dtype.name().to_lowercase(),
+                "tensors": specs.len(),
+                "elements": total,
+                "files": files.iter().map(|(name, size)| json!({"name": name, "bytes": size})).collect::<Vec<_>>(),
+                "copied": copied,
+            }));
+        }
+        let mut out = anstream::stdout().lock();
+        writeln!(out, "{} tensors, {} elements, {}", specs.len(), grouped(total), dtype.name().to_lowercase())?;
+        for (name, size) in &files {
+            writeln!(out, "  {name}  {}", bytes(*size))?;
+        }
+        writeln!(out, "written to {}", self.output.display())?;
+        Ok(())
+    }
+}
+
+fn elements(shape: &[usize]) -> u64 {
+    shape.iter().map(|&n| n as u64).product()
+}
+
+/// The output must be a new or empty folder that is neither the input, nor around it, nor inside it.
+fn check_output(input: &Path, output: &Path) -> anyhow::Result<()> {
+    let real = |p: &Path| std::fs::canonicalize(p).with_context(|| format!("cannot find {}", p.display()));
+    let input = real(input)?;
+    if output.exists() {
+        let resolved = real(output)?;
+        if resolved == input {
+            bail!("--output {}: that is the folder that is read; choose another one", output.display());
+        }
+        if input.starts_with(&resolved) {
+            bail!("--output {}: the model that is read lies inside of it; choose another one", output.display());
+        }
+        if !resolved.is_dir() {
+            bail!("--output {}: found a file, expected a folder or nothing", output.display());
+        }
+        let mut entries = std::fs::read_dir(&resolved).with_context(|| format!("cannot list {}", output.display()))?;
+        if entries.next().is_some() {
+            bail!(
+                "--output {}: the folder exists and is not empty; choose another one, or empty it first",
+                output.display()
+            );
+        }
+    }
+    // A new folder inside the input would become part of it.
+    let mut parent = output.parent();
+    while let Some(p) = parent {
+        let p = if p.as_os_str().is_empty() { Path::new(".") } else { p };
+        if p.exists() {
+            if real(p)?.starts_with(&input) {
+                bail!("--output {}: lies inside the folder that is read; choose another one", output.display());
+            }
+            break;
+        }
+        parent = p.parent();
+    }
+    Ok(())
+}
+
+/// The element type that holds most of the model.
+fn prevailing(weights: &Weights) -> Dtype {
+    let mut counts: BTreeMap<&str, (u64, Dtype)> = BTreeMap::new();
+    for info in weights.names().filter_map(|n| weights.info(n)) {
+        if matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            counts.entry(info.dtype.name()).or_insert((0, info.dtype)).0 += elements(&info.shape);
+        }
+    }
+    counts.values().max_by_key(|(n, _)| *n).map_or(Dtype::F32, |(_, dtype)| *dtype)
+}
+
+/// What is to be written: every tensor under its own name; the few integer buffers keep their kind.
+fn specs(weights: &Weights) -> anyhow::Result<Vec<TensorSpec>> {
+    let mut out = Vec::with_capacity(weights.len());
+    for name in weights.names() {
+        let info = weights.info(name).ok_or_else(|| anyhow!("tensor {name} has vanished"))?;
+        let dtype = match info.dtype {
+            d if d.is_float() => DType::F32,
+            Dtype::Bool | Dtype::U8 => DType::U8,
+            Dtype::U16 | Dtype::U32 => DType::U32,
+            Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64 | Dtype::U64 => DType::I64,
+            other => bail!(
+                "{}: tensor `{name}`: found data type {other}, expected floats of 16, 32 or 64 bits, or integers",
+                info.file.display()
+            ),
+        };
+        out.push(TensorSpec { name: name.to_owned(), shape: info.shape, dtype });
+    }
+    Ok(out)
+}
+
+fn fetch(weights: &Weights, spec: &TensorSpec) -> genus_checkpoint::Result<Tensor> {
+    if spec.dtype == DType::F32 {
+        return weights.tensor(&spec.name);
+    }
+    let values = weights.integers(&spec.name)?;
+    Tensor::from_vec(values, spec.shape.clone(), &Device::Cpu)
+        .and_then(|t| t.to_dtype(spec.dtype))
+        .map_err(|source| genus_checkpoint::Error::Tensor { name: spec.name.clone(), source })
+}
+
+fn exceeds_f16(tensor: &Tensor) -> bool {
+    let largest = tensor.abs().and_then(|t| t.flatten_all()).and_then(|t| t.max(0)).and_then(|t| t.to_scalar::<f32>());
+    // Values between the largest of f16 and halfway to the next power of two round down to it.
+    tensor.dtype() == DType::F32 && largest.is_ok_and(|x| x.is_finite() && x >= 65520.0)
+}
+
+/// The configuration with the new element type.
+fn write_config(folder: &Path, config: &JsonFile, dtype: Dtype) -> genus_checkpoint::Result<()> {
+    let mut value = config.value().clone();
+    let name = match dtype {
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    if let Value::Object(map) = &mut value {
+        let field = if map.contains_key("torch_dtype") && !map.contains_key("dtype") { "torch_dtype" } else { "dtype" };
+        map.insert(field.into(), name.into());
+    }
+    atomic::atomic_write(folder.join("config.json"), format!("{value:#}\n").as_bytes())
+}
+
+/// Copies what belongs to the model, and the folders of pooling and the like that `modules.json` names.
+fn copy_side_files(from: &Path, to: &Path) -> genus_checkpoint::Result<Vec<PathBuf>> {
+    let mut names: Vec<PathBuf> = SIDE_FILES.iter().map(PathBuf::from).collect();
+    if let Some(modules) = JsonFile::open_optional(from.join("modules.json"))? {
+        for module in modules.value().as_array().into_iter().flatten() {
+            // One folder below, by a plain name: a path from a stranger's file leads nowhere else.
+            let plain = |p: &&str| !p.is_empty() && !p.starts_with('.') && !p.contains(['/', '\\', ':']);
+            if let Some(path) = module["path"].as_str().filter(plain) {
+                names.push(Path::new(path).join("config.json"));
+            }
+        }
+    }
+    let mut copied = Vec::new();
+    for name in names {
+        let source = from.join(&name);
+        if !source.is_file() {
+            continue;
+        }
+        let target = to.join(&name);
+        let io = |action: &'static str, path: &Path| {
+            let path = path.to_path_buf();
+            move |source| genus_checkpoint::Error::Io { action, path, source }
+        };
+        if let Some(parent) = target.parent() {
+            std::fs::create_dir_all(parent).map_err(io("create", parent))?;
+        }
+        let content = std::fs::read(&source).map_err(io("read", &source))?;
+        atomic::atomic_write(&target, &content)?;
+        copied.push(name);
+    }
+    Ok(copied)
+}

@@ -1,0 +1,81 @@
+//! The options that say which text is read, and how: the same for every command that reads a corpus.
+
+use std::path::PathBuf;
+
+use genus_text::{Corpus, CorpusOptions, CorpusStats, DocumentSplit};
+
+use crate::options::options;
+use crate::progress::{bytes, grouped};
+use crate::report::Usage;
+
+/// What a document is in a text file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Documents {
+    /// A file is a document.
+    File,
+    /// Blank lines separate documents.
+    BlankLines,
+    /// Every line is a document.
+    Lines,
+}
+
+options!(
+    /// Which text is read, and how.
+    pub(crate) Data, DataFlags {
+        /// Text, JSON lines (.jsonl) or Parquet files, or folders of them; .gz is unpacked.
+        #[arg(value_name = "PATH")]
+        list data: PathBuf,
+        /// Field of JSON objects or column of Parquet files that holds the text.
+        #[arg(value_name = "NAME")]
+        value text_field: String = "text".to_owned(),
+        /// What a document is in a text file.
+        #[arg(value_enum)]
+        value documents: Documents = Documents::File,
+    }
+);
+
+impl Data {
+    /// How files are read.
+    pub(crate) fn options(&self) -> CorpusOptions {
+        let split = match self.documents {
+            Documents::File => DocumentSplit::File,
+            Documents::BlankLines => DocumentSplit::BlankLines,
+            Documents::Lines => DocumentSplit::Lines,
+        };
+        CorpusOptions { text_field: self.text_field.clone(), split }
+    }
+
+    /// The corpus. Contents are looked at when it is read.
+    pub(crate) fn open(&self) -> anyhow::Result<Corpus> {
+        if self.data.is_empty() {
+            return Err(
+                Usage("no data: pass --data PATH (files or folders of text, JSON lines or Parquet)".into()).into()
+            );
+        }
+        Ok(Corpus::open(&self.data, self.options())?)
+    }
+}
+
+/// What was read, in a line; what was silently put right is named.
+pub(crate) fn describe(stats: &CorpusStats) -> String {
+    let mut out = format!(
+        "{} in {} document{} from {} file{}",
+        bytes(stats.bytes),
+        grouped(stats.documents),
+        if stats.documents == 1 { "" } else { "s" },
+        grouped(stats.files),
+        if stats.files == 1 { "" } else { "s" }
+    );
+    for (n, what) in [
+        (stats.crlf, "CR LF line ends made LF"),
+        (stats.boms, "byte order marks removed"),
+        (stats.empty_files, "empty files skipped"),
+        (stats.empty_documents, "empty documents skipped"),
+    ] {
+        if n > 0 {
+            out.push_str(&format!("; {} {what}", grouped(n)));
+        }
+    }
+    out
+}
