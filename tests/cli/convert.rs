@@ -83,11 +83,10 @@ fn presets_and_damaged_folders_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     fails(2, &["convert", "gpt2", "--output", arg(&out)], &["preset", "genus train gpt2", "owner/gpt2"]);
-    fails(2, &["convert", arg(dir.path()), "--output", arg(&out), "--max-shard-size", "big"], &["200MB"]);
-    fails(1, &["convert", arg(dir.path()), "--output", arg(&out)], &["config.json"]);
-
     let broken = dir.path().join("broken");
     fs::create_dir(&broken).unwrap();
+    fails(2, &["convert", arg(&broken), "--output", arg(&out), "--max-shard-size", "big"], &["200MB"]);
+    fails(1, &["convert", arg(&broken), "--output", arg(&out)], &["config.json"]);
     fs::copy(fixture("gpt2-base").join("config.json"), broken.join("config.json")).unwrap();
     fails(1, &["convert", arg(&broken), "--output", arg(&out)], &["broken", "model.safetensors"]);
     let whole = fs::read(fixture("gpt2-base").join("model.safetensors")).unwrap();
@@ -98,4 +97,30 @@ fn presets_and_damaged_folders_are_refused() {
     fs::write(broken.join("model.safetensors"), &huge).unwrap();
     fails(1, &["convert", arg(&broken), "--output", arg(&out)], &["model.safetensors", "expected at most"]);
     assert!(!out.exists());
+    fails(1, &["convert", "no-owner/no-model", "--output", arg(&out)], &["no-owner/no-model", "HF_HUB_OFFLINE"]);
+}
+
+#[test]
+fn pickles_become_safetensors_and_foreign_code_is_not_run() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["gpt2-bin", "bert-old-names"] {
+        let out = dir.path().join(name);
+        ok(&["convert", arg(&fixture(name)), "--output", arg(&out)]);
+        assert!(out.join("model.safetensors").is_file() && !out.join("pytorch_model.bin").exists());
+        assert_eq!(tensors(&fixture(name)), tensors(&out));
+    }
+    let evil = dir.path().join("evil");
+    fs::create_dir(&evil).unwrap();
+    fs::copy(fixture("gpt2-base").join("config.json"), evil.join("config.json")).unwrap();
+    // As in `pickle.dumps` of an object whose __reduce__ is (os.system, ("...",)).
+    let marker = dir.path().join("ran");
+    // Before it, what every older file of torch begins with: magic number, protocol, machine.
+    let mut program = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00.".to_vec();
+    program.extend_from_slice(b"\x80\x02cposix\nsystem\n(S'touch ");
+    program.extend_from_slice(arg(&marker).as_bytes());
+    program.extend_from_slice(b"'\ntR.");
+    fs::write(evil.join("pytorch_model.bin"), program).unwrap();
+    let out = dir.path().join("out");
+    fails(1, &["convert", arg(&evil), "--output", arg(&out)], &["pytorch_model.bin", "posix.system"]);
+    assert!(!out.exists() && !marker.exists());
 }

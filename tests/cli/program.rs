@@ -54,7 +54,8 @@ pub fn fails(code: i32, args: &[&str], words: &[&str]) -> String {
     let ended = run(args);
     assert_eq!(ended.code, Some(code), "{args:?}: {ended:#?}");
     assert_eq!(ended.stdout, "", "{args:?}");
-    assert_eq!(ended.stderr.matches("error:").count(), 1, "{args:?}: {}", ended.stderr);
+    let blocks = ended.stderr.lines().filter(|l| l.starts_with("error:")).count();
+    assert_eq!(blocks, 1, "{args:?}: {}", ended.stderr);
     for word in words {
         assert!(ended.stderr.contains(word), "{args:?}: `{word}` is not in: {}", ended.stderr);
     }

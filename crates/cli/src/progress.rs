@@ -18,6 +18,7 @@ pub struct Progress {
     started: Instant,
     first: Option<u64>,
     last_plain: Instant,
+    show: fn(u64) -> String,
 }
 
 impl Progress {
@@ -32,15 +33,21 @@ impl Progress {
         }
         bar.set_prefix(label.to_owned());
         let now = Instant::now();
-        Self { bar, live, label: label.to_owned(), total, started: now, first: None, last_plain: now }
+        let show = |n: u64| n.to_string();
+        Self { bar, live, label: label.to_owned(), total, started: now, first: None, last_plain: now, show }
+    }
+
+    /// A line that counts bytes.
+    pub fn bytes(label: &str, total: Option<u64>) -> Self {
+        Self { show: bytes, ..Self::new(label, total) }
     }
 
     /// Shows that `done` pieces are done, with `detail` (figures of the work) after the count and the time left after that.
     pub fn update(&mut self, done: u64, detail: &str) {
         let first = *self.first.get_or_insert(done);
         let mut message = match self.total {
-            Some(total) => format!("{done}/{total}"),
-            None => done.to_string(),
+            Some(total) => format!("{}/{}", (self.show)(done), (self.show)(total)),
+            None => (self.show)(done),
         };
         if !detail.is_empty() {
             message.push_str("  ");

@@ -4,7 +4,9 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use genus_checkpoint::hub;
 
+use crate::progress::Progress;
 use crate::report::Usage;
 
 /// The folder of the model that the user named: a local folder or a hub id. A bare preset has no weights and is refused with both ways out.
@@ -22,10 +24,28 @@ pub(crate) fn model_folder(model: &str) -> anyhow::Result<PathBuf> {
         ))
         .into());
     }
-    if path.is_file() {
-        return Err(anyhow!("{model}: found a file, expected the folder that holds the model"));
+    let mut shown: Option<Progress> = None;
+    let mut current = String::new();
+    let folder = hub::resolve(model, &mut |event| match event {
+        hub::Progress::Bytes { file, done, total } => {
+            if current != file || shown.is_none() {
+                current = file.to_owned();
+                if let Some(old) = shown.take() {
+                    old.finish();
+                }
+                shown = Some(Progress::bytes(&format!("{model} {file}"), total));
+            }
+            if let Some(progress) = &mut shown {
+                progress.update(done, "");
+            }
+        }
+        hub::Progress::Cached { reason } => anstream::eprintln!("{model}: using the copy in the cache ({reason})"),
+        _ => {}
+    })?;
+    if let Some(progress) = shown {
+        progress.finish();
     }
-    Err(anyhow!("{model}: no such folder"))
+    Ok(folder)
 }
 
 /// Texts from the command line: given ones, a file with one a line, a file as a whole, or standard input as a whole.

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
-use candle_core::{DType, Device, Tensor};
+use anyhow::{Context as _, bail};
 use genus_checkpoint::config::JsonFile;
-use genus_checkpoint::{Dtype, TensorSpec, Weights, WriteOptions, atomic, write_tensors};
+use genus_checkpoint::{Dtype, Weights, WriteOptions, atomic, copy_weights};
 use serde_json::{Value, json};
 
 use crate::Context;
@@ -85,62 +84,47 @@ impl Convert {
             Some(Float::Bf16) => Dtype::BF16,
             None => prevailing(&weights),
         };
-        let specs = specs(&weights)?;
-        let total: u64 = specs.iter().map(|s| elements(&s.shape)).sum();
-
+        let names: Vec<(String, String)> = weights.names().map(|n| (n.to_owned(), n.to_owned())).collect();
         let options = WriteOptions { dtype, max_shard_bytes: Some(self.max_shard_size), ..WriteOptions::default() };
-        let mut progress = Progress::new("converting", Some(total));
-        let mut done = 0;
-        let mut too_large: Vec<String> = Vec::new();
+        let mut progress = Progress::new("converting", None);
+        progress.update(names.len() as u64, "tensors");
         let copied = atomic::atomic_folder(&self.output, |tmp| {
-            write_tensors(
-                tmp,
-                &specs,
-                |i| {
-                    let tensor = fetch(&weights, &specs[i])?;
-                    if dtype == Dtype::F16 && exceeds_f16(&tensor) {
-                        too_large.push(specs[i].name.clone());
-                    }
-                    done += elements(&specs[i].shape);
-                    progress.update(done, "elements");
-                    Ok(tensor)
-                },
-                &options,
-            )?;
+            copy_weights(&weights, &names, tmp, &options)?;
             write_config(tmp, &config, dtype)?;
             copy_side_files(&folder, tmp)
         })?;
         progress.finish();
-        if !too_large.is_empty() {
-            anstream::eprintln!(
-                "\x1b[33mwarning:\x1b[0m {} tensor(s) have values beyond the range of f16 (65504), which are infinite now: {}; bf16 would keep them",
-                too_large.len(),
-                too_large.join(", ")
-            );
-        }
-        self.report(context, &specs, dtype, &copied)
+        self.report(context, dtype, &copied)
     }
 
-    fn report(&self, context: &Context, specs: &[TensorSpec], dtype: Dtype, copied: &[PathBuf]) -> anyhow::Result<()> {
+    fn report(&self, context: &Context, dtype: Dtype, copied: &[PathBuf]) -> anyhow::Result<()> {
         let written = Weights::open(&self.output).context("the written folder does not read back")?;
         let mut files = Vec::new();
         for path in written.files() {
             let size = std::fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?.len();
             files.push((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), size));
         }
-        let total: u64 = specs.iter().map(|s| elements(&s.shape)).sum();
+        let total: u64 = written.names().filter_map(|n| written.info(n)).map(|i| elements(&i.shape)).sum();
+        let overflown = if dtype == Dtype::F16 { infinite(&written)? } else { Vec::new() };
+        if !overflown.is_empty() {
+            anstream::eprintln!(
+                "\x1b[33mwarning:\x1b[0m {} tensor(s) have values that f16 cannot hold (beyond 65504), now infinite: {}; bf16 would keep them",
+                overflown.len(),
+                overflown.join(", ")
+            );
+        }
         if context.json {
             return json_line(&json!({
                 "output": self.output,
                 "dtype": dtype.name().to_lowercase(),
-                "tensors": specs.len(),
+                "tensors": written.len(),
                 "elements": total,
                 "files": files.iter().map(|(name, size)| json!({"name": name, "bytes": size})).collect::<Vec<_>>(),
                 "copied": copied,
             }));
         }
         let mut out = anstream::stdout().lock();
-        writeln!(out, "{} tensors, {} elements, {}", specs.len(), grouped(total), dtype.name().to_lowercase())?;
+        writeln!(out, "{} tensors, {} elements, {}", written.len(), grouped(total), dtype.name().to_lowercase())?;
         for (name, size) in &files {
             writeln!(out, "  {name}  {}", bytes(*size))?;
         }
@@ -202,40 +186,15 @@ fn prevailing(weights: &Weights) -> Dtype {
     counts.values().max_by_key(|(n, _)| *n).map_or(Dtype::F32, |(_, dtype)| *dtype)
 }
 
-/// What is to be written: every tensor under its own name; the few integer buffers keep their kind.
-fn specs(weights: &Weights) -> anyhow::Result<Vec<TensorSpec>> {
-    let mut out = Vec::with_capacity(weights.len());
+/// Tensors with infinities or NaN.
+fn infinite(weights: &Weights) -> anyhow::Result<Vec<String>> {
+    let mut out = Vec::new();
     for name in weights.names() {
-        let info = weights.info(name).ok_or_else(|| anyhow!("tensor {name} has vanished"))?;
-        let dtype = match info.dtype {
-            d if d.is_float() => DType::F32,
-            Dtype::Bool | Dtype::U8 => DType::U8,
-            Dtype::U16 | Dtype::U32 => DType::U32,
-            Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64 | Dtype::U64 => DType::I64,
-            other => bail!(
-                "{}: tensor `{name}`: found data type {other}, expected floats of 16, 32 or 64 bits, or integers",
-                info.file.display()
-            ),
-        };
-        out.push(TensorSpec { name: name.to_owned(), shape: info.shape, dtype });
+        if weights.info(name).is_some_and(|i| i.dtype.is_float()) && weights.first_non_finite(name)?.is_some() {
+            out.push(name.to_owned());
+        }
     }
     Ok(out)
-}
-
-fn fetch(weights: &Weights, spec: &TensorSpec) -> genus_checkpoint::Result<Tensor> {
-    if spec.dtype == DType::F32 {
-        return weights.tensor(&spec.name);
-    }
-    let values = weights.integers(&spec.name)?;
-    Tensor::from_vec(values, spec.shape.clone(), &Device::Cpu)
-        .and_then(|t| t.to_dtype(spec.dtype))
-        .map_err(|source| genus_checkpoint::Error::Tensor { name: spec.name.clone(), source })
-}
-
-fn exceeds_f16(tensor: &Tensor) -> bool {
-    let largest = tensor.abs().and_then(|t| t.flatten_all()).and_then(|t| t.max(0)).and_then(|t| t.to_scalar::<f32>());
-    // Values between the largest of f16 and halfway to the next power of two round down to it.
-    tensor.dtype() == DType::F32 && largest.is_ok_and(|x| x.is_finite() && x >= 65520.0)
 }
 
 /// The configuration with the new element type.
