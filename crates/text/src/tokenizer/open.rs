@@ -311,7 +311,7 @@ pub(super) fn finish(mut library: tokenizers::Tokenizer, config: &Config) -> Res
     const CUSTOM: [&[&str]; 7] = [
         &["<s>", "<|begin_of_text|>", "<|startoftext|>", END_OF_TEXT],
         &["</s>", "<|end_of_text|>", END_OF_TEXT, "<|im_end|>"],
-        &["<unk>", "[UNK]"],
+        &["<unk>", "[UNK]", END_OF_TEXT],
         &["[SEP]"],
         &["<pad>", "[PAD]"],
         &["[CLS]"],

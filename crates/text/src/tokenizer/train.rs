@@ -227,7 +227,8 @@ fn bpe(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Progress
     let mut value = byte_level_json(vocab, merges);
     value["added_tokens"] = json!([added_token(end.unwrap_or(0) as u64, END_OF_TEXT)]);
     let library = from_value(&value).map_err(TextError::library)?;
-    let special = SpecialTokens { bos: end, eos: end, ..SpecialTokens::default() };
+    // As GPT-2's published configuration has it.
+    let special = SpecialTokens { bos: end, eos: end, unk: end, ..SpecialTokens::default() };
     Tokenizer::assemble(library, special, None)
 }
 
