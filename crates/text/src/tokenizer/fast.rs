@@ -82,7 +82,7 @@ impl Fast {
             self.chunk(library, text, &mut ids)?;
             return Ok(ids);
         }
-        let chunks = self.cut(text);
+        let chunks = cut(text, CHUNK);
         let parts: Result<Vec<Vec<u32>>> = chunks
             .par_iter()
             .map(|chunk| {
@@ -92,25 +92,6 @@ impl Fast {
             })
             .collect();
         Ok(parts?.concat())
-    }
-
-    /// Chunks of about `CHUNK` bytes, cut between a character that is not white space and one that is.
-    fn cut<'t>(&self, text: &'t str) -> Vec<&'t str> {
-        let bytes = text.as_bytes();
-        let mut chunks = Vec::with_capacity(text.len() / CHUNK + 1);
-        let mut start = 0;
-        while text.len() - start > CHUNK {
-            let from = start + CHUNK;
-            let safe = |&i: &usize| {
-                matches!(bytes[i], b' ' | b'\n' | b'\t' | b'\r')
-                    && text[..i].chars().next_back().is_some_and(|c| class(c) != Class::Space)
-            };
-            let Some(at) = (from..bytes.len()).find(safe) else { break };
-            chunks.push(&text[start..at]);
-            start = at;
-        }
-        chunks.push(&text[start..]);
-        chunks
     }
 
     fn chunk(&self, library: &Tokenizer, text: &str, ids: &mut Vec<u32>) -> Result<()> {
@@ -157,6 +138,25 @@ impl Fast {
             Ok(())
         })
     }
+}
+
+/// Chunks of about `size` bytes, cut between a character that is not white space and one that is.
+fn cut(text: &str, size: usize) -> Vec<&str> {
+    let bytes = text.as_bytes();
+    let mut chunks = Vec::with_capacity(text.len() / size + 1);
+    let mut start = 0;
+    while text.len() - start > size {
+        let from = start + size;
+        let safe = |&i: &usize| {
+            matches!(bytes[i], b' ' | b'\n' | b'\t' | b'\r')
+                && text[..i].chars().next_back().is_some_and(|c| class(c) != Class::Space)
+        };
+        let Some(at) = (from..bytes.len()).find(safe) else { break };
+        chunks.push(&text[start..at]);
+        start = at;
+    }
+    chunks.push(&text[start..]);
+    chunks
 }
 
 /// The characters by which byte-level BPE spells the 256 bytes (GPT-2's `bytes_to_unicode`).
@@ -368,6 +368,26 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn ids_are_the_librarys_whole_or_cut(
+            text in "([a-zA-Z é中文 \t\n.,!'0-9\u{301}\u{3000}]|\r\n|<\\|endoftext\\|>|\\[MASK\\]|\\[SEP\\] |\\PC){0,80}",
+            size in 1usize..20,
+        ) {
+            for name in ["tiny_gpt2", "tiny_bert", "tiny_bert_cased"] {
+                let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+                let tokenizer = crate::Tokenizer::open(folder).unwrap();
+                let fast = tokenizer.inner.fast.as_ref().expect("the short way is open to this tokenizer");
+                let library = tokenizer.library();
+                let expected = library.encode_fast(text.as_str(), false).unwrap().get_ids().to_vec();
+                prop_assert_eq!(&fast.encode(library, &text).unwrap(), &expected);
+                let mut joined = Vec::new();
+                for chunk in cut(&text, size) {
+                    fast.chunk(library, chunk, &mut joined).unwrap();
+                }
+                prop_assert_eq!(&joined, &expected);
+            }
+        }
+
         #[test]
         fn pieces_are_the_patterns_matches(text in "([a-z'é中 \t\n0-9.,!²\u{a0}\u{3000}]|'(s|t|re|ve|m|ll|d)|\\PC){0,60}") {
             prop_assert_eq!(ours(&text), reference(&text));
