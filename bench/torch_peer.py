@@ -1,0 +1,188 @@
+"""The PyTorch half of `compare.py`: runs one workload in a process of its own and prints one JSON object.
+
+    python torch_peer.py '{"kind": "train", "model": "FOLDER", "batch": 8, "context": 128, "warmup": 1, "runs": 3}'
+
+The peer is `transformers` on PyTorch: attention by `sdpa`, dropout 0, fused AdamW, gradients clipped to norm 1. `compile`
+adds `torch.compile` of model and loss (its compilation and three steps are not timed); `precision: bf16` means CPU
+autocast in training and bf16 weights elsewhere. `peak_rss_bytes` is this process's high-water mark.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+START = time.perf_counter()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import torch  # noqa: E402
+from transformers import AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel  # noqa: E402
+from transformers import logging as hf_logging  # noqa: E402
+
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
+
+# The published sizes with dropout 0, and the small GPT-2 of the speed table.
+NO_DROPOUT = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+MODELS = {
+    "gpt2": (GPT2LMHeadModel, lambda: GPT2Config(**NO_DROPOUT)),
+    "gpt2-small-demo": (GPT2LMHeadModel, lambda: GPT2Config(
+        n_layer=4, n_embd=128, n_head=4, vocab_size=4096, n_positions=128, bos_token_id=0, eos_token_id=0, **NO_DROPOUT)),
+    "bert-base-uncased": (BertModel, lambda: BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
+}
+
+
+def load(spec, kind):
+    dtype = torch.bfloat16 if spec.get("precision") == "bf16" and spec["kind"] != "train" else torch.float32
+    return kind.from_pretrained(spec["model"], attn_implementation="sdpa", dtype=dtype)
+
+
+def make(spec):
+    """A folder of random weights that both sides load."""
+    kind, config = MODELS[spec["preset"]]
+    torch.manual_seed(0)
+    kind(config()).save_pretrained(spec["model"])
+    return {}
+
+
+def timed(spec, work):
+    for _ in range(spec.get("warmup", 1)):
+        work()
+    seconds = []
+    for _ in range(spec.get("runs", 3)):
+        begin = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def train(spec):
+    model = load(spec, GPT2LMHeadModel).train()
+    ids = torch.randint(model.config.vocab_size, (spec["batch"], spec["context"]),
+                        generator=torch.Generator().manual_seed(0))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=spec.get("precision") == "bf16")
+
+    def loss_of(ids):
+        return model(input_ids=ids, labels=ids, use_cache=False).loss
+
+    if spec.get("compile"):
+        loss_of = torch.compile(loss_of)
+        spec["warmup"] = 3 + spec.get("warmup", 1)
+
+    def step():
+        with autocast:
+            loss = loss_of(ids)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        loss.item()
+
+    seconds = timed(spec, step)
+    return {"seconds": seconds, "tokens": ids.numel()}
+
+
+def encode(spec):
+    """Text in, vectors out: batches padded to their longest row, in file order or sorted by length."""
+    tokenizer = AutoTokenizer.from_pretrained(spec["model"])
+    model = load(spec, BertModel).eval()
+    with open(spec["lines"], encoding="utf-8") as file:
+        lines = [line.rstrip("\n") for line in file]
+    limit = model.config.max_position_embeddings
+    counts = {"tokens": 0, "padded": 0}
+    tokenizing = []
+
+    def run():
+        begin = time.perf_counter()
+        encoded = tokenizer(lines, truncation=True, max_length=limit)["input_ids"]
+        tokenizing.append(time.perf_counter() - begin)
+        order = list(range(len(lines)))
+        if spec.get("order") == "sorted":
+            order.sort(key=lambda i: len(encoded[i]))
+        vectors = torch.empty(len(lines), model.config.hidden_size)
+        counts.update(tokens=0, padded=0)
+        with torch.inference_mode():
+            for at in range(0, len(order), spec["batch"]):
+                rows = order[at:at + spec["batch"]]
+                batch = tokenizer.pad({"input_ids": [encoded[i] for i in rows]}, return_tensors="pt")
+                out = model(**batch).last_hidden_state
+                mask = batch["attention_mask"][..., None].to(out.dtype)
+                vectors[rows] = ((out * mask).sum(1) / mask.sum(1)).float()
+                counts["tokens"] += int(batch["attention_mask"].sum())
+                counts["padded"] += batch["input_ids"].numel()
+
+    seconds = timed(spec, run)
+    warm = spec.get("warmup", 1)
+    return {"seconds": seconds, "tokenize_seconds": tokenizing[warm:], **counts}
+
+
+def prompt(model, spec):
+    return torch.randint(model.config.vocab_size, (spec["batch"], spec["prompt_tokens"]),
+                         generator=torch.Generator().manual_seed(1))
+
+
+def decode(spec):
+    """Greedy `generate`; the time counted runs from the first new token to the last, the prompt's own apart."""
+    model = load(spec, GPT2LMHeadModel).eval()
+    ids = prompt(model, spec)
+    stamps = []
+
+    def stamp(_, scores):
+        stamps.append(time.perf_counter())
+        return scores
+
+    def run():
+        stamps.clear()
+        begin = time.perf_counter()
+        model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=spec["new_tokens"],
+                       min_new_tokens=spec["new_tokens"], eos_token_id=None, pad_token_id=0,
+                       logits_processor=[stamp])
+        return stamps[0] - begin, stamps[-1] - stamps[0], time.perf_counter() - begin
+
+    results = []
+    for i in range(spec.get("warmup", 1) + spec.get("runs", 3)):
+        result = run()
+        if i >= spec.get("warmup", 1):
+            results.append(result)
+    steps = spec["new_tokens"] - 1
+    return {"seconds": [r[1] for r in results], "tokens": spec["batch"] * steps,
+            "prompt_seconds": [r[0] for r in results], "total_seconds": [r[2] for r in results]}
+
+
+def prefill(spec):
+    """A prompt with the cache filled and the logits of its last place."""
+    model = load(spec, GPT2LMHeadModel).eval()
+    ids = prompt(model, spec)
+
+    def run():
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=True, logits_to_keep=1).logits.argmax(-1)
+
+    return {"seconds": timed(spec, run), "tokens": ids.numel()}
+
+
+def start(spec):
+    """Loads a checkpoint and generates one token; the caller times the whole process."""
+    model = load(spec, GPT2LMHeadModel).eval()
+    ids = torch.tensor([[int(i) for i in spec["ids"].split()]])
+    with torch.inference_mode():
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=1,
+                             pad_token_id=0)
+    return {"ids": out[0, ids.shape[1]:].tolist(), "seconds": [time.perf_counter() - START]}
+
+
+def main():
+    spec = json.loads(sys.argv[1])
+    torch.set_num_threads(spec.get("threads", 2))
+    result = {"make": make, "train": train, "encode": encode, "decode": decode, "prefill": prefill,
+              "start": start}[spec["kind"]](spec)
+    result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result["torch"] = torch.__version__
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,500 @@
+//! Parity with `transformers` on PyTorch, on the fixtures that `tests/parity/generate.py` makes.
+//!
+//! Tolerances are not chosen by feel. `tolerances.json` holds how far the reference itself, in float32, is from the same
+//! computation in float64. In float64 this library must be as close to the fixture as the reference's own float64 is
+//! ([`Precision::Exact`]); in float32, two computations that sum in different orders may each be that far from the truth, and
+//! what was measured is one sample of it ([`Precision::Working`]).
+
+use candle_core::{DType, Device, Tensor};
+use genus_models::{Input, LoadOptions, Model, SequenceCache, Task, find_preset};
+use genus_ops::{AdamW, IGNORE, Moments, Spans, Tape, Value, adamw, gather_rows, grad_norm, weighted_sum};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// A fixture's batch: padded nested lists, as `genus forward` takes them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Batch {
+    input_ids: Vec<Vec<u32>>,
+    attention_mask: Vec<Vec<u8>>,
+    token_type_ids: Option<Vec<Vec<u32>>>,
+    labels: Option<Vec<Vec<i32>>>,
+    next_sentence_label: Option<Vec<i32>>,
+}
+
+/// How far a float32 reference is from float64.
+#[derive(Clone, Copy, Deserialize)]
+struct Deviation {
+    max_abs: f64,
+    #[allow(dead_code)]
+    rel: f64,
+}
+
+type Deviations = BTreeMap<String, Deviation>;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Precision {
+    /// float64, by the definitions.
+    Exact,
+    /// float32, by the kernels.
+    Working,
+}
+
+impl Precision {
+    fn options(self) -> LoadOptions {
+        let dtype = if self == Precision::Exact { DType::F64 } else { DType::F32 };
+        LoadOptions { dtype, ..LoadOptions::default() }
+    }
+
+    /// Allowed deviation from the fixture, where the reference's own is `d` and values go up to `scale`.
+    ///
+    /// Exact: the reference's own, which is rounded to three digits. Working: eight times that (the sum of two deviations,
+    /// each with the spread that other summation orders show), and at least four units in the last place of the largest value.
+    fn allowed(self, d: Deviation, scale: f64) -> f64 {
+        match self {
+            Precision::Exact => 1.01 * d.max_abs + 1e-12 * scale,
+            Precision::Working => 8.0 * d.max_abs + 4.0 * f64::from(f32::EPSILON) / 2.0 * scale,
+        }
+    }
+}
+
+fn parity(file: impl AsRef<Path>) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(file)
+}
+
+fn json<T: serde::de::DeserializeOwned>(file: impl AsRef<Path>) -> Result<T> {
+    let path = parity(file);
+    let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?)
+}
+
+fn tensors(file: impl AsRef<Path>) -> Result<HashMap<String, Tensor>> {
+    Ok(candle_core::safetensors::load(parity(file), &Device::Cpu)?)
+}
+
+fn deviations(case: &str) -> Result<Deviations> {
+    let mut all: BTreeMap<String, Deviations> = json("tolerances.json")?;
+    Ok(all.remove(case).ok_or_else(|| format!("tolerances.json has no {case:?}"))?)
+}
+
+fn numbers(t: &Tensor) -> Result<Vec<f64>> {
+    Ok(t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+}
+
+/// The key's part of a packed bias has a true gradient of zero, so it is judged apart: `(name, values)` of both parts.
+fn parts(name: &str, values: Vec<f64>) -> Vec<(String, Vec<f64>)> {
+    if !name.ends_with("attn.c_attn.bias") {
+        return vec![(name.to_owned(), values)];
+    }
+    let third = values.len() / 3;
+    let rest = [&values[..third], &values[2 * third..]].concat();
+    vec![(name.to_owned(), rest), (format!("{name}[key]"), values[third..2 * third].to_vec())]
+}
+
+fn is_key_bias(name: &str) -> bool {
+    name.ends_with("[key]") || name.ends_with("self.key.bias")
+}
+
+fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
+    let most = |x: f64, y: f64| if x.is_nan() || y.is_nan() { f64::NAN } else { x.max(y) };
+    let off = a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, most);
+    (off, b.iter().fold(0.0, |m, y| most(m, y.abs())))
+}
+
+/// Collects what does not agree, so that a failure shows everything at once.
+struct Comparison {
+    case: String,
+    precision: Precision,
+    deviations: Deviations,
+    problems: Vec<String>,
+    compared: usize,
+}
+
+impl Comparison {
+    fn new(case: &str, precision: Precision) -> Result<Self> {
+        Ok(Comparison {
+            case: case.to_owned(),
+            precision,
+            deviations: deviations(case)?,
+            problems: vec![],
+            compared: 0,
+        })
+    }
+
+    /// Compares one tensor; `slack` is added to what is allowed, for a reason that the caller states.
+    fn check(&mut self, name: &str, got: Vec<f64>, expected: Vec<f64>, slack: impl Fn(&str) -> f64) {
+        if got.len() != expected.len() {
+            self.problems.push(format!("{name}: {} numbers, expected {}", got.len(), expected.len()));
+            return;
+        }
+        for ((name, got), (_, expected)) in parts(name, got).into_iter().zip(parts(name, expected)) {
+            self.compared += 1;
+            let Some(&d) = self.deviations.get(&name) else {
+                self.problems.push(format!("{name}: tolerances.json has no entry"));
+                continue;
+            };
+            let (off, scale) = distance(&got, &expected);
+            let allowed = self.precision.allowed(d, scale) + slack(&name);
+            if off.is_nan() || off > allowed {
+                self.problems.push(format!("{name}: off by {off:.3e}, allowed {allowed:.3e} (values up to {scale:.3})"));
+            }
+        }
+    }
+
+    fn finish(self) {
+        assert!(
+            self.problems.is_empty(),
+            "{} in {:?}: {} of {} tensors differ from the reference\n  {}",
+            self.case,
+            self.precision,
+            self.problems.len(),
+            self.compared,
+            self.problems.join("\n  ")
+        );
+        assert!(self.compared > 0, "{}: nothing was compared", self.case);
+    }
+}
+
+/// A padded batch without its padding.
+struct Ragged {
+    input: Input,
+    labels: Option<Vec<i32>>,
+    pairs: Option<Vec<i32>>,
+    mask: Vec<Vec<u8>>,
+}
+
+impl Ragged {
+    fn new(batch: Batch) -> Self {
+        fn real<T: Copy>(rows: &[Vec<T>], mask: &[Vec<u8>]) -> Vec<T> {
+            let pairs = rows.iter().flatten().zip(mask.iter().flatten());
+            pairs.filter(|(_, m)| **m == 1).map(|(x, _)| *x).collect()
+        }
+        let mask = batch.attention_mask;
+        let input = Input {
+            ids: real(&batch.input_ids, &mask),
+            spans: Spans::from_lengths(mask.iter().map(|r| r.iter().filter(|m| **m == 1).count())),
+            positions: None,
+            types: batch.token_type_ids.map(|t| real(&t, &mask)),
+        };
+        Ragged { input, labels: batch.labels.map(|l| real(&l, &mask)), pairs: batch.next_sentence_label, mask }
+    }
+
+    /// Labels moved one place to the left inside each row: what the token at a place is to predict.
+    fn next_tokens(&self, labels: &[i32]) -> Vec<i32> {
+        let next = |r: std::ops::Range<usize>| labels[r].iter().copied().skip(1).chain([IGNORE]).collect::<Vec<_>>();
+        self.input.spans.iter().flat_map(next).collect()
+    }
+
+    /// Values `[n, d]` back at their padded places, zeros elsewhere.
+    fn padded(&self, t: &Tensor) -> Result<Vec<f64>> {
+        let (n, d) = t.dims2()?;
+        let values = numbers(t)?;
+        let mut rows = values.chunks_exact(d.max(1));
+        let mut out = Vec::with_capacity(self.mask.iter().map(|r| r.len() * d).sum());
+        for &m in self.mask.iter().flatten() {
+            match (m, if m == 1 { rows.next() } else { None }) {
+                (1, Some(row)) => out.extend_from_slice(row),
+                (1, None) => return Err(format!("only {n} rows").into()),
+                _ => out.extend(std::iter::repeat_n(0.0, d)),
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn mean(targets: &[i32]) -> f64 {
+    1.0 / targets.iter().filter(|t| **t != IGNORE).count() as f64
+}
+
+/// The outputs under the reference's names, and the loss where the batch has labels.
+fn forward(model: &Model, batch: &Ragged, tape: &Tape) -> Result<(BTreeMap<String, Vec<f64>>, Option<Value>)> {
+    let hidden = model.hidden(tape, &batch.input, None, true)?;
+    let mut out = BTreeMap::new();
+    for (i, h) in hidden.all.iter().enumerate() {
+        out.insert(format!("hidden_states.{i}"), batch.padded(h.tensor())?);
+    }
+    let task = model.task();
+    let mut terms = Vec::new();
+    if task == Task::Base {
+        out.insert("last_hidden_state".into(), batch.padded(hidden.last.tensor())?);
+        if let Ok(pooler) = model.pooler() {
+            let pooled = pooler.forward(tape, &hidden.last, &batch.input.spans)?;
+            out.insert("pooler_output".into(), numbers(pooled.tensor())?);
+        }
+    }
+    if task.predicts_tokens() {
+        let head = model.lm_head()?;
+        let name = if task == Task::Pretraining { "prediction_logits" } else { "logits" };
+        let logits = head.logits(&Tape::inference(), &Value::constant(hidden.last.tensor().clone()))?;
+        out.insert(name.into(), batch.padded(logits.tensor())?);
+        if let Some(labels) = &batch.labels {
+            let targets = if task == Task::CausalLm { batch.next_tokens(labels) } else { labels.clone() };
+            terms.push(head.loss(tape, &hidden.last, &targets, mean(&targets), 0.0)?);
+        }
+    }
+    if task.predicts_next_sentence() {
+        let head = model.next_sentence()?;
+        let pooled = model.pooler()?.forward(tape, &hidden.last, &batch.input.spans)?;
+        let name = if task == Task::Pretraining { "seq_relationship_logits" } else { "logits" };
+        out.insert(name.into(), numbers(head.logits(tape, &pooled)?.tensor())?);
+        if let Some(pairs) = &batch.pairs {
+            terms.push(head.loss(tape, &pooled, pairs, mean(pairs))?);
+        }
+    }
+    let loss = match terms.as_slice() {
+        [] => None,
+        terms => Some(weighted_sum(tape, &terms.iter().map(|t| (t, 1.0)).collect::<Vec<_>>())?),
+    };
+    if let Some(loss) = &loss {
+        out.insert("loss".into(), numbers(loss.tensor())?);
+    }
+    Ok((out, loss))
+}
+
+/// Outputs, loss and every gradient of a folder's batch (`suffix` "-left": the same rows padded at the left, whose gradients
+/// are those of the batch padded at the right).
+fn check(case: &str, suffix: &str, precision: Precision) -> Result<()> {
+    let model = Model::load(parity(case), &precision.options())?.model;
+    let batch = Ragged::new(json(format!("{case}/batch{suffix}.json"))?);
+    let mut expected = tensors(format!("{case}/expected{suffix}.safetensors"))?;
+    let mut comparison = Comparison::new(&format!("{case}{suffix}"), precision)?;
+    if !suffix.is_empty() {
+        expected.extend(tensors(format!("{case}/expected.safetensors"))?.into_iter().filter(|t| is_grad(&t.0)));
+        comparison.deviations.extend(deviations(case)?.into_iter().filter(|d| is_grad(&d.0)));
+    }
+    let tape = Tape::recording();
+    let (got, loss) = forward(&model, &batch, &tape)?;
+    let mut got: BTreeMap<String, Vec<f64>> = got.into_iter().filter(|(name, _)| asked(&expected, name)).collect();
+    if let Some(loss) = &loss
+        && expected.keys().any(|name| is_grad(name))
+    {
+        tape.backward(loss)?;
+        for param in model.params() {
+            let Some(grad) = param.grad() else { continue };
+            for name in model.file_names(param)? {
+                got.insert(format!("grad.{name}"), numbers(&grad)?);
+            }
+        }
+    }
+    let names = |keys: Vec<&String>| keys.into_iter().cloned().collect::<BTreeSet<String>>();
+    assert_eq!(names(got.keys().collect()), names(expected.keys().collect()), "{case}{suffix}: which tensors there are");
+    for (name, got) in got {
+        let expected = numbers(&expected[&name])?;
+        // What rounding leaves of a zero, where other gradients of attention are around 1e-2.
+        let slack = |part: &str| if is_key_bias(part) { 2e-7 } else { 0.0 };
+        comparison.check(&name, got, expected, slack);
+    }
+    comparison.finish();
+    Ok(())
+}
+
+fn is_grad(name: &str) -> bool {
+    name.starts_with("grad.")
+}
+
+/// Hidden states of inner layers are in some fixtures only.
+fn asked(expected: &HashMap<String, Tensor>, name: &str) -> bool {
+    !name.starts_with("hidden_states.") || expected.contains_key(name)
+}
+
+macro_rules! cases {
+    ($($name:ident: $case:literal, $suffix:literal;)*) => {$(
+        #[test]
+        fn $name() -> Result<()> {
+            check($case, $suffix, Precision::Exact)?;
+            check($case, $suffix, Precision::Working)
+        }
+    )*};
+}
+
+cases! {
+    gpt2_causal_lm: "gpt2-causal-lm", "";
+    gpt2_padded_at_the_left: "gpt2-causal-lm", "-left";
+    gpt2_base_without_prefix: "gpt2-base", "";
+    gpt2_pickle_with_mask_buffers: "gpt2-bin", "";
+    gpt2_in_shards: "gpt2-sharded", "";
+    gpt2_in_bf16: "gpt2-bf16", "";
+    bert_base_with_pooler: "bert-base", "";
+    bert_masked_lm: "bert-masked-lm", "";
+    bert_padded_at_the_left: "bert-masked-lm", "-left";
+    bert_next_sentence: "bert-next-sentence", "";
+    bert_pretraining: "bert-pretraining", "";
+    bert_pickle_with_old_names: "bert-old-names", "";
+    bert_in_f16: "bert-f16", "";
+}
+
+/// Ten steps of AdamW as the reference took them.
+#[derive(Deserialize)]
+struct Steps {
+    lr: Vec<f64>,
+    betas: [f64; 2],
+    eps: f64,
+    weight_decay: f64,
+    max_norm: f64,
+    losses: Vec<f64>,
+    grad_norms: Vec<f64>,
+    no_decay: BTreeSet<String>,
+    batches: Vec<Batch>,
+}
+
+fn check_steps(case: &str, precision: Precision) -> Result<()> {
+    let model = Model::load(parity(case), &precision.options())?.model;
+    let steps: Steps = json(format!("{case}/steps.json"))?;
+    let mut comparison = Comparison::new(&format!("{case}-steps"), precision)?;
+    let mut moments = model.params().iter().map(Moments::zeros).collect::<genus_ops::Result<Vec<_>>>()?;
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for (i, (batch, &lr)) in steps.batches.into_iter().zip(&steps.lr).enumerate() {
+        let tape = Tape::recording();
+        let (_, loss) = forward(&model, &Ragged::new(batch), &tape)?;
+        let loss = loss.ok_or("a batch without labels")?;
+        losses.extend(numbers(loss.tensor())?);
+        tape.backward(&loss)?;
+        let norm = grad_norm(model.params())?;
+        norms.push(norm);
+        for (param, moments) in model.params().iter().zip(&mut moments) {
+            let decays = !model.file_names(param)?.iter().any(|n| steps.no_decay.contains(n));
+            let hyper = AdamW {
+                lr,
+                beta1: steps.betas[0],
+                beta2: steps.betas[1],
+                eps: steps.eps,
+                weight_decay: if decays { steps.weight_decay } else { 0.0 },
+                step: i as u64 + 1,
+                // as `clip_grad_norm_` of the reference
+                grad_scale: (steps.max_norm / (norm + 1e-6)).min(1.0),
+            };
+            adamw(param, moments, &hyper)?;
+        }
+    }
+    assert_eq!(losses.len(), 10, "{case}: number of steps");
+    comparison.check("loss", losses, steps.losses, |_| 0.0);
+    comparison.check("grad_norm", norms, steps.grad_norms, |_| 0.0);
+    let expected = tensors(format!("{case}/steps.safetensors"))?;
+    let longest = steps.lr.iter().copied().fold(0.0, f64::max);
+    let mut seen = BTreeSet::new();
+    for (name, value) in model.named_tensors()? {
+        let Some(e) = expected.get(&name) else { return Err(format!("{case}: no weight {name} in the fixture").into()) };
+        // Adam divides by the gradient's size. Where the true gradient is zero, the direction of every step is rounding's; where
+        // it nearly vanishes in some step, float32 moves that step's part: a thousandth of one step is allowed.
+        let slack = |part: &str| match (precision, is_key_bias(part)) {
+            (Precision::Exact, _) => 0.0,
+            (Precision::Working, true) => 2.0 * steps.lr.iter().sum::<f64>(),
+            (Precision::Working, false) => 1e-3 * longest,
+        };
+        comparison.check(&name, numbers(&value)?, numbers(e)?, slack);
+        seen.insert(name);
+    }
+    assert_eq!(seen.len(), expected.len(), "{case}: number of weights");
+    comparison.finish();
+    Ok(())
+}
+
+#[test]
+fn gpt2_ten_steps() -> Result<()> {
+    check_steps("gpt2-causal-lm", Precision::Exact)?;
+    check_steps("gpt2-causal-lm", Precision::Working)
+}
+
+#[test]
+fn bert_ten_steps() -> Result<()> {
+    check_steps("bert-pretraining", Precision::Exact)?;
+    check_steps("bert-pretraining", Precision::Working)
+}
+
+/// Greedy continuations, each made by the reference from its prompt alone.
+#[derive(Deserialize)]
+struct Generation {
+    eos_token_id: u32,
+    ignoring_eos: Vec<Continuation>,
+    until_eos: Vec<Continuation>,
+}
+
+#[derive(Clone, Deserialize)]
+struct Continuation {
+    prompt: Vec<u32>,
+    max_new_tokens: usize,
+    ids: Vec<u32>,
+}
+
+/// Decodes all prompts together with the cache; a sequence leaves the batch when it ends.
+fn greedy(model: &Model, wanted: &[Continuation], eos: Option<u32>) -> Result<Vec<Vec<u32>>> {
+    let mut out = vec![Vec::new(); wanted.len()];
+    let mut running: Vec<usize> = (0..wanted.len()).collect();
+    let mut caches: Vec<SequenceCache> = running.iter().map(|_| SequenceCache::new()).collect();
+    let mut next: Vec<Vec<u32>> = wanted.iter().map(|c| c.prompt.clone()).collect();
+    let tape = Tape::inference();
+    while !running.is_empty() {
+        let input = Input::from_sequences(&next);
+        let hidden = model.hidden(&tape, &input, Some(&mut caches), false)?;
+        let last: Vec<u32> = input.spans.iter().map(|r| r.end as u32 - 1).collect();
+        let logits = model.lm_head()?.logits(&tape, &gather_rows(&tape, &hidden.last, &last)?)?;
+        let chosen: Vec<u32> = logits.tensor().argmax(1)?.to_vec1()?;
+        let ends = |i: usize, id: u32, len: usize| Some(id) == eos || len == wanted[i].max_new_tokens;
+        let mut kept = (Vec::new(), Vec::new(), Vec::new());
+        for ((i, id), cache) in running.into_iter().zip(chosen).zip(caches) {
+            out[i].push(id);
+            if !ends(i, id, out[i].len()) {
+                kept.0.push(i);
+                kept.1.push(cache);
+                kept.2.push(vec![id]);
+            }
+        }
+        (running, caches, next) = kept;
+    }
+    Ok(out)
+}
+
+#[test]
+fn gpt2_greedy_texts() -> Result<()> {
+    let g: Generation = json("gpt2-causal-lm/generation.json")?;
+    let model = Model::load(parity("gpt2-causal-lm"), &LoadOptions::default())?.model;
+    for (wanted, eos) in [(&g.ignoring_eos, None), (&g.until_eos, Some(g.eos_token_id))] {
+        let expected: Vec<&Vec<u32>> = wanted.iter().map(|c| &c.ids).collect();
+        let together = greedy(&model, wanted, eos)?;
+        assert_eq!(together.iter().collect::<Vec<_>>(), expected, "all prompts together, end token {eos:?}");
+        for c in wanted {
+            let alone = greedy(&model, std::slice::from_ref(c), eos)?;
+            assert_eq!(alone, [c.ids.clone()], "prompt {:?} alone, end token {eos:?}", c.prompt);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn parameter_counts_of_published_sizes() -> Result<()> {
+    let counts: BTreeMap<String, u64> = json("counts.json")?;
+    for (name, count) in &counts {
+        let (preset, pretraining) = match name.strip_suffix("-pretraining") {
+            Some(preset) => (preset, true),
+            None => (name.as_str(), false),
+        };
+        let (family, preset) = find_preset(preset)?;
+        let task = if pretraining || family.name == "gpt2" { family.default_task() } else { Task::Base };
+        assert_eq!(family.count(&(preset.spec)(), task)?, *count, "{name}");
+    }
+    assert!(counts.len() >= 8);
+    Ok(())
+}
+
+#[test]
+fn tensor_names_of_published_sizes() -> Result<()> {
+    for name in ["gpt2", "bert-base-uncased"] {
+        let text = std::fs::read_to_string(parity(format!("published/{name}.txt")))?;
+        // A line with "=" is a second name of a tied tensor, which is not saved.
+        let expected: BTreeSet<(String, String)> = text
+            .lines()
+            .filter(|line| !line.contains('='))
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, shape)| (name.to_owned(), shape.to_owned()))
+            .collect();
+        let (family, preset) = find_preset(name)?;
+        let shape = |dims: Vec<usize>| dims.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+        let plan = family.file_plan(&(preset.spec)(), family.default_task())?;
+        let got: BTreeSet<(String, String)> = plan.into_iter().map(|(n, dims)| (n, shape(dims))).collect();
+        assert_eq!(got, expected, "{name}");
+    }
+    Ok(())
+}
