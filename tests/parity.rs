@@ -139,7 +139,8 @@ impl Comparison {
             let (off, scale) = distance(&got, &expected);
             let allowed = self.precision.allowed(d, scale) + slack(&name);
             if off.is_nan() || off > allowed {
-                self.problems.push(format!("{name}: off by {off:.3e}, allowed {allowed:.3e} (values up to {scale:.3})"));
+                self.problems
+                    .push(format!("{name}: off by {off:.3e}, allowed {allowed:.3e} (values up to {scale:.3})"));
             }
         }
     }
@@ -280,7 +281,11 @@ fn check(case: &str, suffix: &str, precision: Precision) -> Result<()> {
         }
     }
     let names = |keys: Vec<&String>| keys.into_iter().cloned().collect::<BTreeSet<String>>();
-    assert_eq!(names(got.keys().collect()), names(expected.keys().collect()), "{case}{suffix}: which tensors there are");
+    assert_eq!(
+        names(got.keys().collect()),
+        names(expected.keys().collect()),
+        "{case}{suffix}: which tensors there are"
+    );
     for (name, got) in got {
         let expected = numbers(&expected[&name])?;
         // What rounding leaves of a zero, where other gradients of attention are around 1e-2.
@@ -376,7 +381,9 @@ fn check_steps(case: &str, precision: Precision) -> Result<()> {
     let longest = steps.lr.iter().copied().fold(0.0, f64::max);
     let mut seen = BTreeSet::new();
     for (name, value) in model.named_tensors()? {
-        let Some(e) = expected.get(&name) else { return Err(format!("{case}: no weight {name} in the fixture").into()) };
+        let Some(e) = expected.get(&name) else {
+            return Err(format!("{case}: no weight {name} in the fixture").into());
+        };
         // Adam divides by the gradient's size. Where the true gradient is zero, the direction of every step is rounding's; where
         // it nearly vanishes in some step, float32 moves that step's part: a thousandth of one step is allowed.
         let slack = |part: &str| match (precision, is_key_bias(part)) {
