@@ -105,8 +105,10 @@ def make_batch(seed, lengths, model_type, heads, keep_labels=0.8):
     """Rows of unequal length padded at the right; padded places hold random ids that must have no effect."""
     g = torch.Generator().manual_seed(seed)
     rows, width = len(lengths), max(lengths)
+    # To the reference's BERT, id 0 is padding even where the mask says that it is real: its table row gets no gradient.
+    least = 1 if model_type == "bert" else 0
     batch = {
-        "input_ids": torch.randint(VOCAB, (rows, width), generator=g).tolist(),
+        "input_ids": torch.randint(least, VOCAB, (rows, width), generator=g).tolist(),
         "attention_mask": [[1] * n + [0] * (width - n) for n in lengths],
     }
     if model_type == "bert":
