@@ -212,10 +212,13 @@ fn mean(targets: &[i32]) -> f64 {
     1.0 / targets.iter().filter(|t| **t != IGNORE).count() as f64
 }
 
-/// The outputs under the reference's names, and the loss where the batch has labels.
-fn forward(model: &Model, batch: &Ragged, tape: &Tape) -> Result<(BTreeMap<String, Vec<f64>>, Option<Value>)> {
+/// Outputs under the reference's names.
+type Outputs = BTreeMap<String, Vec<f64>>;
+
+/// The outputs, and the loss where the batch has labels.
+fn forward(model: &Model, batch: &Ragged, tape: &Tape) -> Result<(Outputs, Option<Value>)> {
     let hidden = model.hidden(tape, &batch.input, None, true)?;
-    let mut out = BTreeMap::new();
+    let mut out = Outputs::new();
     for (i, h) in hidden.all.iter().enumerate() {
         out.insert(format!("hidden_states.{i}"), batch.padded(h.tensor())?);
     }
@@ -270,7 +273,7 @@ fn check(case: &str, suffix: &str, precision: Precision) -> Result<()> {
     }
     let tape = Tape::recording();
     let (got, loss) = forward(&model, &batch, &tape)?;
-    let mut got: BTreeMap<String, Vec<f64>> = got.into_iter().filter(|(name, _)| asked(&expected, name)).collect();
+    let mut got: Outputs = got.into_iter().filter(|(name, _)| asked(&expected, name)).collect();
     if let Some(loss) = &loss
         && expected.keys().any(|name| is_grad(name))
     {
@@ -467,7 +470,7 @@ fn gpt2_greedy_texts() -> Result<()> {
         assert_eq!(together.iter().collect::<Vec<_>>(), expected, "all prompts together, end token {eos:?}");
         for c in wanted {
             let alone = greedy(&model, std::slice::from_ref(c), eos)?;
-            assert_eq!(alone, [c.ids.clone()], "prompt {:?} alone, end token {eos:?}", c.prompt);
+            assert_eq!(alone, std::slice::from_ref(&c.ids), "prompt {:?} alone, end token {eos:?}", c.prompt);
         }
     }
     Ok(())
