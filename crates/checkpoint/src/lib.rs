@@ -29,4 +29,4 @@ pub use error::{Error, Result};
 pub use lock::{LOCK_FILE, RunLock};
 pub use safetensors::MAX_HEADER;
 pub use weights::{FILE_NAMES, TensorInfo, Weights};
-pub use write::{TensorSpec, WriteOptions, copy_weights, write_model, write_tensors};
+pub use write::{TensorSpec, WriteOptions, copy_weights, write_model, write_single, write_tensors};

@@ -161,8 +161,13 @@ fn write_planned(folder: &Path, planned: &[Planned<'_>], emit: &mut Emit<'_>, op
     remove_old(folder, &names)
 }
 
-/// Write one safetensors file without the folder's conventions (optimiser state and the like).
-pub(crate) fn write_single(path: &Path, tensors: &[(String, Tensor)], options: &WriteOptions) -> Result<()> {
+/// Write one safetensors file without the folder's conventions (optimiser state, outputs and the like). It appears complete or
+/// not at all; its folder must exist.
+///
+/// # Errors
+/// As [`write_model`].
+pub fn write_single(path: impl AsRef<Path>, tensors: &[(String, Tensor)], options: &WriteOptions) -> Result<()> {
+    let path = path.as_ref();
     let specs = specs(tensors);
     let planned = plan_specs(&specs, options)?;
     let all: Vec<&Planned<'_>> = planned.iter().collect();

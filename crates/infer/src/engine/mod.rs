@@ -1,0 +1,427 @@
+//! The one generation engine: prompts are read and continued together, with caches.
+//!
+//! A [`Batch`] holds the running sequences. Every [`Batch::step`] is one forward pass over a ragged batch: the next token of
+//! each running sequence, and pieces of prompts that are still to be read. Sequences may join between steps and leave when they
+//! are finished, and no sequence's result depends on the others. [`Engine::generate`] runs a whole list to its end.
+
+mod beam;
+mod options;
+mod sampling;
+mod text;
+
+pub use beam::{Beam, BeamOptions};
+pub use options::{GenerateOptions, GenerationConfig, MAX_NEW_TOKENS, Overrides, Sampling};
+pub(crate) use sampling::argmax;
+
+use crate::{Error, Result};
+use genus_models::{Input, Model, SequenceCache, Task};
+use genus_nn::Attend;
+use genus_ops::{Path, Spans, Tape, gather_rows, to_vec};
+use genus_text::Tokenizer;
+use sampling::Sampler;
+use std::sync::atomic::{AtomicBool, Ordering};
+use text::TextStream;
+
+/// One prompt to continue.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Its tokens; where there are none, the model's first token (`bos_token_id`) stands for them.
+    pub prompt: Vec<u32>,
+    /// How to continue it.
+    pub options: GenerateOptions,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// It reached an end token.
+    EndToken,
+    /// It reached a stop text.
+    Stop,
+    /// It reached `max_new_tokens`.
+    Length,
+    /// It filled the model's context.
+    Context,
+    /// The caller cancelled it.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// A word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::EndToken => "end",
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Context => "context",
+            FinishReason::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// A continued prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// Number of tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// The generated tokens, an end token included.
+    pub ids: Vec<u32>,
+    /// Their text, without end token and stop text; only with a tokenizer.
+    pub text: Option<String>,
+    /// Why it ended.
+    pub finish: FinishReason,
+}
+
+/// One generated token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The token.
+    pub id: u32,
+    /// The text that became certain with it: complete characters, held back while they may begin a stop text.
+    pub text: String,
+    /// The whole, when this was its last token.
+    pub done: Option<Completion>,
+}
+
+/// Generates with a model.
+#[derive(Clone, Debug)]
+pub struct Engine<'a> {
+    model: &'a Model,
+    tokenizer: Option<&'a Tokenizer>,
+    bos: Option<u32>,
+    cancel: Option<&'a AtomicBool>,
+    path: Path,
+    step_tokens: usize,
+}
+
+impl<'a> Engine<'a> {
+    /// An engine for a model that predicts the next token; without a tokenizer it works on ids alone.
+    ///
+    /// # Errors
+    /// [`Error::NotCausal`] when the model does not predict the next token.
+    pub fn new(model: &'a Model, tokenizer: Option<&'a Tokenizer>) -> Result<Self> {
+        require_causal(model, "generate")?;
+        let named = model.config_field("bos_token_id").and_then(|v| v.as_u64()).and_then(|n| u32::try_from(n).ok());
+        let bos = named.or_else(|| tokenizer.and_then(|t| t.special().bos));
+        let bos = bos.filter(|&id| (id as usize) < model.spec().vocab_size);
+        Ok(Engine { model, tokenizer, bos, cancel: None, path: Path::default(), step_tokens: 2048 })
+    }
+
+    /// Looks at `flag` before every forward pass; once it is set, the running sequences end as [`FinishReason::Cancelled`].
+    pub fn with_cancel(mut self, flag: &'a AtomicBool) -> Self {
+        self.cancel = Some(flag);
+        self
+    }
+
+    /// Operations run another way: for checks.
+    pub fn with_path(mut self, path: Path) -> Self {
+        self.path = path;
+        self
+    }
+
+    /// Reads at most that many tokens of prompts in one forward pass (2048 by default); longer prompts are read in pieces. The
+    /// results do not depend on it.
+    pub fn with_step_tokens(mut self, n: usize) -> Self {
+        self.step_tokens = n.max(1);
+        self
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'a Model {
+        self.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> Option<&'a Tokenizer> {
+        self.tokenizer
+    }
+
+    /// A prompt's tokens, with what the tokenizer puts around a text.
+    ///
+    /// # Errors
+    /// Without a tokenizer, and when it cannot spell the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer.ok_or(Error::NoTokenizer { what: "a prompt given as text" })?;
+        Ok(tokenizer.encode(text, true)?)
+    }
+
+    /// An empty batch.
+    pub fn batch(&self) -> Batch<'a> {
+        Batch { engine: self.clone(), running: Vec::new(), added: 0 }
+    }
+
+    /// Continues all prompts together; `on_token` sees every token as it comes, with the number of its request.
+    ///
+    /// # Errors
+    /// When a request cannot be (before anything is run), the model fails or its predictions are not numbers.
+    pub fn generate(
+        &self,
+        requests: &[Request],
+        mut on_token: impl FnMut(usize, &Event),
+    ) -> Result<Vec<Completion>> {
+        let mut batch = self.batch();
+        for request in requests {
+            batch.add(request)?;
+        }
+        let mut done: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();
+        while !batch.is_empty() {
+            if self.cancelled() {
+                for (i, completion) in batch.cancel_all()? {
+                    done[i] = Some(completion);
+                }
+                break;
+            }
+            for (i, event) in batch.step()? {
+                let mut event = event?;
+                on_token(i, &event);
+                if let Some(completion) = event.done.take() {
+                    done[i] = Some(completion);
+                }
+            }
+        }
+        Ok(done.into_iter().flatten().collect())
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancel.is_some_and(|c| c.load(Ordering::Relaxed))
+    }
+
+    fn tape(&self) -> Tape {
+        Tape::inference().with_path(self.path)
+    }
+
+    /// The tokens that a prompt stands for, checked.
+    fn prompt(&self, request: usize, prompt: &[u32]) -> Result<Vec<u32>> {
+        let tokens = match (prompt.is_empty(), self.bos) {
+            (true, None) => return Err(Error::EmptyPrompt { request }),
+            (true, Some(bos)) => vec![bos],
+            (false, _) => prompt.to_vec(),
+        };
+        let (n_ctx, vocab_size) = (self.model.spec().n_ctx, self.model.spec().vocab_size);
+        if tokens.len() > n_ctx {
+            return Err(Error::PromptTooLong { request, found: tokens.len(), n_ctx });
+        }
+        if let Some(place) = tokens.iter().position(|&id| id as usize >= vocab_size) {
+            return Err(Error::Id { request, id: tokens[place], place, vocab_size });
+        }
+        Ok(tokens)
+    }
+
+    /// Runs `pieces` (new tokens, one list a cache) and returns the logits after the last token of those that are `wanted`.
+    fn forward(&self, pieces: &[&[u32]], caches: &mut [SequenceCache], wanted: &[bool]) -> Result<Vec<Vec<f32>>> {
+        let tape = self.tape();
+        let input = Input::from_sequences(pieces);
+        let hidden = self.model.hidden(&tape, &input, Some(caches), false)?;
+        let spans: &Spans = &input.spans;
+        let last: Vec<u32> =
+            spans.iter().zip(wanted).filter(|(_, w)| **w).map(|(r, _)| r.end.saturating_sub(1) as u32).collect();
+        if last.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = gather_rows(&tape, &hidden.last, &last)?;
+        let logits = self.model.lm_head()?.logits(&tape, &rows)?;
+        let width = logits.dims().get(1).copied().unwrap_or(1).max(1);
+        Ok(to_vec(logits.tensor())?.chunks(width).map(<[f32]>::to_vec).collect())
+    }
+}
+
+/// Whether a model predicts the next token, else the error that says so.
+pub(crate) fn require_causal(model: &Model, what: &'static str) -> Result<()> {
+    if model.task() == Task::CausalLm && model.spec().attend == Attend::Past {
+        return Ok(());
+    }
+    Err(Error::NotCausal { family: model.family().name, task: model.task(), what })
+}
+
+/// One running sequence.
+#[derive(Debug)]
+struct Sequence {
+    request: usize,
+    tokens: Vec<u32>,
+    prompt: usize,
+    cache: SequenceCache,
+    options: GenerateOptions,
+    sampler: Sampler,
+    text: Option<TextStream>,
+}
+
+impl Sequence {
+    fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// Tokens that the model has not read yet.
+    fn unread(&self) -> usize {
+        self.tokens.len() - self.cache.len()
+    }
+
+    /// Chooses the next token.
+    fn choose(&mut self, logits: &mut [f32], n_ctx: usize) -> Result<Event> {
+        let step = self.generated();
+        let id = self
+            .sampler
+            .next(&self.options, step, logits)
+            .map_err(|(id, found)| Error::Logits { request: self.request, step, id, found })?;
+        self.tokens.push(id);
+        let ended = !self.options.ignore_eos && self.options.eos.contains(&id);
+        let mut finish = if ended {
+            Some(FinishReason::EndToken)
+        } else if self.generated() >= self.options.max_new_tokens {
+            Some(FinishReason::Length)
+        } else if self.tokens.len() > n_ctx {
+            Some(FinishReason::Context)
+        } else {
+            None
+        };
+        let mut out = String::new();
+        if let Some(text) = &mut self.text
+            && !ended
+        {
+            let (piece, stopped) = text.push(id)?;
+            out = piece;
+            if stopped {
+                finish = Some(FinishReason::Stop);
+            }
+        }
+        let done = match finish {
+            Some(reason) => {
+                let (rest, completion) = self.complete(reason)?;
+                out.push_str(&rest);
+                Some(completion)
+            }
+            None => None,
+        };
+        Ok(Event { id, text: out, done })
+    }
+
+    /// What became of it, and the text that was held back.
+    fn complete(&mut self, finish: FinishReason) -> Result<(String, Completion)> {
+        let mut rest = String::new();
+        if let Some(text) = &mut self.text
+            && finish != FinishReason::Stop
+        {
+            rest = text.finish()?;
+        }
+        let completion = Completion {
+            prompt_tokens: self.prompt,
+            ids: self.tokens[self.prompt..].to_vec(),
+            text: self.text.as_ref().map(|t| t.text().to_owned()),
+            finish,
+        };
+        Ok((rest, completion))
+    }
+}
+
+/// The sequences that run together.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    engine: Engine<'a>,
+    running: Vec<Sequence>,
+    added: usize,
+}
+
+impl Batch<'_> {
+    /// Adds a request; it is read from the next step on. Returns its number, counted from 0 in the order of adding.
+    ///
+    /// # Errors
+    /// When an option or the prompt cannot be; the batch is then as before.
+    pub fn add(&mut self, request: &Request) -> Result<usize> {
+        let number = self.added;
+        let options = request.options.clone();
+        options.check()?;
+        let tokens = self.engine.prompt(number, &request.prompt)?;
+        let text = self.engine.tokenizer.map(|t| TextStream::new(t.stream_decoder(true), &options.stop));
+        if text.is_none() && !options.stop.is_empty() {
+            return Err(Error::NoTokenizer { what: "a stop text" });
+        }
+        self.added += 1;
+        self.running.push(Sequence {
+            request: number,
+            prompt: tokens.len(),
+            sampler: Sampler::new(&options, &tokens),
+            tokens,
+            cache: SequenceCache::new(),
+            options,
+            text,
+        });
+        Ok(number)
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// Number of running sequences.
+    pub fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// One forward pass; returns, for each sequence that got a token, the number of its request and the token, or why that
+    /// sequence failed. Finished and failed sequences have left the batch.
+    ///
+    /// # Errors
+    /// When the pass itself fails.
+    pub fn step(&mut self) -> Result<Vec<(usize, Result<Event>)>> {
+        let mut budget = self.engine.step_tokens;
+        // Running sequences go on first; what is left of the budget reads prompts.
+        let mut take: Vec<usize> = self.running.iter().map(|s| usize::from(s.unread() == 1)).collect();
+        for (n, s) in take.iter_mut().zip(&self.running).filter(|(n, _)| **n == 0) {
+            *n = s.unread().min(budget);
+            budget -= *n;
+        }
+        let mut caches = Vec::new();
+        let mut wanted = Vec::new();
+        for (s, &n) in self.running.iter_mut().zip(&take).filter(|(_, n)| **n > 0) {
+            wanted.push(n == s.unread());
+            caches.push(std::mem::take(&mut s.cache));
+        }
+        let pieces: Vec<&[u32]> = self
+            .running
+            .iter()
+            .zip(&take)
+            .filter(|(_, n)| **n > 0)
+            .zip(&caches)
+            .map(|((s, n), c)| &s.tokens[c.len()..c.len() + n])
+            .collect();
+        let rows = self.engine.forward(&pieces, &mut caches, &wanted);
+        let moved = self.running.iter_mut().zip(&take).filter(|(_, n)| **n > 0);
+        for ((s, _), cache) in moved.zip(caches) {
+            s.cache = cache;
+        }
+        let mut rows = rows?.into_iter();
+        let mut wanted = wanted.into_iter();
+        let n_ctx = self.engine.model.spec().n_ctx;
+        let mut events = Vec::new();
+        let mut take = take.into_iter();
+        self.running.retain_mut(|s| {
+            if take.next().unwrap_or(0) == 0 || !wanted.next().unwrap_or(false) {
+                return true;
+            }
+            let Some(mut row) = rows.next() else { return true };
+            let event = s.choose(&mut row, n_ctx);
+            let stays = matches!(&event, Ok(e) if e.done.is_none());
+            events.push((s.request, event));
+            stays
+        });
+        Ok(events)
+    }
+
+    /// Ends a sequence; `None` if it does not run.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn cancel(&mut self, request: usize) -> Result<Option<Completion>> {
+        let Some(i) = self.running.iter().position(|s| s.request == request) else { return Ok(None) };
+        Ok(Some(self.running.remove(i).complete(FinishReason::Cancelled)?.1))
+    }
+
+    /// Ends all sequences.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn cancel_all(&mut self) -> Result<Vec<(usize, Completion)>> {
+        let mut all = std::mem::take(&mut self.running);
+        all.iter_mut().map(|s| Ok((s.request, s.complete(FinishReason::Cancelled)?.1))).collect()
+    }
+}

@@ -1,0 +1,155 @@
+//! Raw outputs, losses and gradients under the reference's names and padded shapes: how a model is checked against it.
+
+mod batch;
+
+pub use batch::PaddedBatch;
+
+use crate::{Error, Result};
+use batch::Ragged;
+use candle_core::{DType, Device, Tensor};
+use genus_models::{Model, Task};
+use genus_nn::Hidden;
+use genus_ops::{IGNORE, Path, Tape, Value, weighted_sum};
+
+/// What to compute beside the task's outputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ForwardOptions {
+    /// Gradients of the loss, for every tensor of the checkpoint that the task uses.
+    pub grad: bool,
+    /// The embeddings and every layer's output.
+    pub hidden_states: bool,
+    /// Length of the segments that a recurrent model reads one after the other.
+    pub segment_length: Option<usize>,
+    /// How operations run.
+    pub path: Path,
+}
+
+/// Runs `batch` through the model, without dropout, for the task that it was loaded for. Returns names and f32 tensors on the CPU:
+/// the reference's outputs with zeros at padded places (`loss` of shape `[]` only with labels), `hidden_states.<i>` and
+/// `grad.<name in the checkpoint>` if asked for.
+///
+/// Positions count each row's real tokens from 0 where the batch does not give them. One deviation: the pooled token of a row
+/// padded at the left is its first real one, where the reference takes the padded place.
+///
+/// # Errors
+/// When the batch does not fit the model or the task; when gradients are asked for and there is no loss.
+pub fn forward(model: &Model, batch: &PaddedBatch, options: &ForwardOptions) -> Result<Vec<(String, Tensor)>> {
+    if let Some(n) = options.segment_length {
+        let expected = format!("none: {} is not recurrent", model.family().name);
+        return Err(Error::option("segment_length", n, expected));
+    }
+    let ragged = batch.ragged(model)?;
+    let tape = if options.grad { Tape::recording() } else { Tape::inference() }.with_path(options.path);
+    let hidden = model.hidden(&tape, &ragged.input, None, options.hidden_states)?;
+    let mut out = Outputs { batch, path: options.path, tensors: Vec::new() };
+    let loss = out.heads(&tape, model, &hidden, &ragged)?;
+    if let Some(loss) = &loss {
+        let value = loss.tensor().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.sum_all()?;
+        out.tensors.insert(0, ("loss".into(), value));
+    }
+    for (i, h) in hidden.all.iter().enumerate() {
+        out.tokens(format!("hidden_states.{i}"), h)?;
+    }
+    if options.grad {
+        let Some(loss) = loss else {
+            let labels = match model.task() {
+                Task::Pretraining => "labels and next_sentence_label",
+                Task::Base => "a task with a loss (base has none)",
+                _ => "labels",
+            };
+            return Err(batch.bad("labels", "no loss to take gradients of", labels));
+        };
+        out.gradients(&tape, model, &loss)?;
+    }
+    Ok(out.tensors)
+}
+
+struct Outputs<'a> {
+    batch: &'a PaddedBatch,
+    path: Path,
+    tensors: Vec<(String, Tensor)>,
+}
+
+impl Outputs<'_> {
+    /// The outputs of the task's heads, and its loss where there are labels.
+    fn heads(&mut self, tape: &Tape, model: &Model, hidden: &Hidden, ragged: &Ragged) -> Result<Option<Value>> {
+        let (task, x, spans) = (model.task(), &hidden.last, &ragged.input.spans);
+        let mut losses = Vec::new();
+        if task.predicts_tokens() {
+            let head = model.lm_head()?;
+            let name = if task == Task::Pretraining { "prediction_logits" } else { "logits" };
+            let logits = head.logits(&Tape::inference().with_path(self.path), &Value::constant(x.tensor().clone()))?;
+            self.tokens(name.into(), &logits)?;
+            if let Some(targets) = &ragged.token_labels {
+                losses.push(head.loss(tape, x, targets, mean(targets), 0.0)?);
+            }
+        }
+        if task.predicts_next_sentence() {
+            let pooled = model.pooler()?.forward(tape, x, spans)?;
+            let head = model.next_sentence()?;
+            let name = if task == Task::Pretraining { "seq_relationship_logits" } else { "logits" };
+            let plain = Tape::inference().with_path(self.path);
+            let logits = head.logits(&plain, &Value::constant(pooled.tensor().clone()))?;
+            self.push(name.into(), logits.tensor())?;
+            if let Some(targets) = &ragged.pair_labels {
+                losses.push(head.loss(tape, &pooled, targets, mean(targets))?);
+            }
+        }
+        if task == Task::Base {
+            self.tokens("last_hidden_state".into(), x)?;
+            if let Ok(pooler) = model.pooler() {
+                let pooled = pooler.forward(tape, x, spans)?;
+                self.push("pooler_output".into(), pooled.tensor())?;
+            }
+        }
+        // As the reference: pretraining has a loss only with both labels.
+        let wanted = 1 + usize::from(task == Task::Pretraining);
+        match losses.as_slice() {
+            [loss] if wanted == 1 => Ok(Some(loss.clone())),
+            [a, b] if wanted == 2 => Ok(Some(weighted_sum(tape, &[(a, 1.0), (b, 1.0)])?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn push(&mut self, name: String, t: &Tensor) -> Result<()> {
+        self.tensors.push((name, t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?));
+        Ok(())
+    }
+
+    /// A value with one row a real token, `[n, d]`, as `[rows, width, d]` with zeros at padded places.
+    fn tokens(&mut self, name: String, v: &Value) -> Result<()> {
+        let d = v.dims().last().copied().unwrap_or(0);
+        let flat = genus_ops::to_vec(v.tensor())?;
+        let (rows, width) = (self.batch.rows(), self.batch.width());
+        let mut padded = vec![0f32; rows * width * d];
+        let mut at = 0;
+        for (r, real) in self.batch.real().iter().enumerate() {
+            let n = real.len() * d;
+            let to = (r * width + real.start) * d;
+            padded[to..to + n].copy_from_slice(&flat[at..at + n]);
+            at += n;
+        }
+        self.tensors.push((name, Tensor::from_vec(padded, (rows, width, d), &Device::Cpu)?));
+        Ok(())
+    }
+
+    /// The gradients of `loss`, in the layout and under all names of the checkpoint.
+    fn gradients(&mut self, tape: &Tape, model: &Model, loss: &Value) -> Result<()> {
+        model.params().iter().for_each(|p| p.clear_grad());
+        tape.backward(loss)?;
+        for p in model.params() {
+            if let Some(g) = p.grad() {
+                for name in model.file_names(p)? {
+                    self.push(format!("grad.{name}"), &g)?;
+                }
+            }
+            p.clear_grad();
+        }
+        Ok(())
+    }
+}
+
+/// What makes a sum over targets their mean.
+fn mean(targets: &[i32]) -> f64 {
+    1.0 / targets.iter().filter(|&&t| t != IGNORE).count().max(1) as f64
+}
