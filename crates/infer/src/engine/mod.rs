@@ -11,7 +11,6 @@ mod text;
 
 pub use beam::{Beam, BeamOptions};
 pub use options::{GenerateOptions, GenerationConfig, MAX_NEW_TOKENS, Overrides, Sampling};
-pub(crate) use sampling::argmax;
 
 use crate::{Error, Result};
 use genus_models::{Input, Model, SequenceCache, Task};

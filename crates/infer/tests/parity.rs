@@ -1,0 +1,160 @@
+//! The committed checkpoints of the reference: outputs, losses, gradients and greedy texts, through kernels and definitions.
+
+use genus_checkpoint::Weights;
+use genus_infer::{Engine, FinishReason, ForwardOptions, GenerateOptions, GenerationConfig, Overrides, PaddedBatch, Request, forward};
+use genus_models::{LoadOptions, Model};
+use genus_ops::Path as Way;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn parity() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity")
+}
+
+fn load(case: &str) -> Model {
+    Model::load(parity().join(case), &LoadOptions::default()).unwrap().model
+}
+
+/// Folder, file suffix, whether the expectation has gradients.
+const CASES: &[(&str, &str)] = &[
+    ("gpt2-causal-lm", ""),
+    ("gpt2-causal-lm", "-left"),
+    ("gpt2-base", ""),
+    ("gpt2-bf16", ""),
+    ("gpt2-bin", ""),
+    ("gpt2-sharded", ""),
+    ("bert-pretraining", ""),
+    ("bert-masked-lm", ""),
+    ("bert-masked-lm", "-left"),
+    ("bert-next-sentence", ""),
+    ("bert-base", ""),
+    ("bert-f16", ""),
+    ("bert-old-names", ""),
+];
+
+/// A computation in f32 with another order of sums is about as far from the exact result as the reference's, which
+/// `tolerances.json` measured; this many times its deviation is allowed, and at least this part of the tensor's largest value.
+const TIMES: f64 = 8.0;
+const FLOOR: f64 = 1e-6;
+
+fn check(case: &str, suffix: &str, way: Way, tolerances: &Value) {
+    let folder = parity().join(case);
+    let model = load(case);
+    let batch = PaddedBatch::open(folder.join(format!("batch{suffix}.json"))).unwrap();
+    let expected = Weights::open(folder.join(format!("expected{suffix}.safetensors"))).unwrap();
+    let names: Vec<String> = expected.names().map(str::to_owned).collect();
+    let options = ForwardOptions {
+        grad: names.iter().any(|n| n.starts_with("grad.")),
+        hidden_states: names.iter().any(|n| n.starts_with("hidden_states.")),
+        path: way,
+        ..Default::default()
+    };
+    let got: BTreeMap<String, candle_core::Tensor> = forward(&model, &batch, &options).unwrap().into_iter().collect();
+    let mut want = names.clone();
+    want.sort();
+    assert_eq!(got.keys().cloned().collect::<Vec<_>>(), want, "{case}{suffix}: names");
+    let measured = &tolerances[format!("{case}{suffix}")];
+    for name in names {
+        let t = &got[&name];
+        assert_eq!(t.dims(), expected.info(&name).unwrap().shape, "{case}{suffix} {name}: shape");
+        let (got, want) = (genus_ops::to_vec(t).unwrap(), expected.f32(&name).unwrap());
+        let scale = want.iter().fold(0f64, |a, x| a.max(f64::from(x.abs())));
+        let allowed = (TIMES * measured[&name]["max_abs"].as_f64().unwrap()).max(FLOOR * scale).max(1e-9);
+        for (i, (g, w)) in got.iter().zip(want.iter()).enumerate() {
+            let off = f64::from((g - w).abs());
+            assert!(off <= allowed, "{case}{suffix} {way:?} {name}[{i}]: {g} instead of {w}, off {off:.2e}, allowed {allowed:.2e}");
+        }
+    }
+}
+
+#[test]
+fn outputs_losses_and_gradients() {
+    let tolerances: Value =
+        serde_json::from_str(&std::fs::read_to_string(parity().join("tolerances.json")).unwrap()).unwrap();
+    for (case, suffix) in CASES {
+        for way in [Way::Kernels, Way::Definitions] {
+            check(case, suffix, way, &tolerances);
+        }
+    }
+}
+
+/// Rows padded at the left: the same gradients, since the same tokens are run.
+#[test]
+fn padding_does_not_matter() {
+    for case in ["gpt2-causal-lm", "bert-masked-lm"] {
+        let model = load(case);
+        let run = |file: &str| {
+            let batch = PaddedBatch::open(parity().join(case).join(file)).unwrap();
+            let all = forward(&model, &batch, &ForwardOptions { grad: true, ..Default::default() }).unwrap();
+            let mut kept: Vec<(String, Vec<f32>)> = all
+                .into_iter()
+                .filter(|(n, _)| n.starts_with("grad.") || n == "loss")
+                .map(|(n, t)| (n, genus_ops::to_vec(&t).unwrap()))
+                .collect();
+            kept.sort_by(|a, b| a.0.cmp(&b.0));
+            kept
+        };
+        assert_eq!(run("batch.json"), run("batch-left.json"), "{case}");
+    }
+}
+
+#[test]
+fn greedy_texts() {
+    let folder = parity().join("gpt2-causal-lm");
+    let model = load("gpt2-causal-lm");
+    let cases: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("generation.json")).unwrap()).unwrap();
+    let config = GenerationConfig::open(&folder).unwrap();
+    let list = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect::<Vec<u32>>();
+    for (key, ignore_eos) in [("ignoring_eos", true), ("until_eos", false)] {
+        for way in [Way::Kernels, Way::Definitions] {
+            let runs = cases[key].as_array().unwrap();
+            let requests: Vec<Request> = runs
+                .iter()
+                .map(|run| {
+                    let prompt = list(&run["prompt"]);
+                    let o = Overrides {
+                        ignore_eos,
+                        max_new_tokens: Some(run["max_new_tokens"].as_u64().unwrap() as usize),
+                        ..Default::default()
+                    };
+                    Request { options: config.options(&o, prompt.len()).unwrap(), prompt }
+                })
+                .collect();
+            let engine = Engine::new(&model, None).unwrap().with_path(way);
+            let mut streamed = vec![Vec::new(); requests.len()];
+            let together = engine.generate(&requests, |i, e| streamed[i].push(e.id)).unwrap();
+            for (i, (run, got)) in runs.iter().zip(&together).enumerate() {
+                assert_eq!(got.ids, list(&run["ids"]), "{key} {i} {way:?}");
+                assert_eq!(streamed[i], got.ids);
+                let ended = !ignore_eos && got.ids.last() == Some(&10);
+                assert_eq!(got.finish, if ended { FinishReason::EndToken } else { FinishReason::Length });
+            }
+            // In pieces of three tokens, and alone.
+            let pieces = engine.clone().with_step_tokens(3).generate(&requests, |_, _| {}).unwrap();
+            assert_eq!(pieces, together);
+            for (r, t) in requests.iter().zip(&together) {
+                assert_eq!(&engine.generate(std::slice::from_ref(r), |_, _| {}).unwrap()[0], t);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_beam_is_greedy_and_more_are_no_worse() {
+    let model = load("gpt2-causal-lm");
+    let engine = Engine::new(&model, None).unwrap();
+    let request = Request {
+        prompt: vec![79, 3],
+        options: GenerateOptions { max_new_tokens: 9, eos: vec![10], ..Default::default() },
+    };
+    let beams = |n| {
+        engine.beam_search(&request, genus_infer::BeamOptions { beams: n, length_penalty: 1.0 }).unwrap()
+    };
+    let greedy = engine.generate(std::slice::from_ref(&request), |_, _| {}).unwrap();
+    assert_eq!(beams(1)[0].ids, greedy[0].ids);
+    let four = beams(4);
+    assert_eq!(four.len(), 4);
+    assert!(four.windows(2).all(|w| w[0].score >= w[1].score));
+    assert!(four[0].score >= beams(1)[0].score);
+}
