@@ -8,13 +8,17 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum Error {
     /// A prompt without tokens, for a model that has no token to begin with.
-    #[error("prompt {request} is empty: found 0 tokens, expected at least one (the model names no bos_token_id to begin with)")]
+    #[error(
+        "prompt {request} is empty: found 0 tokens, expected at least one (the model names no bos_token_id to begin with)"
+    )]
     EmptyPrompt {
         /// The request, from 0.
         request: usize,
     },
     /// A prompt that leaves no room.
-    #[error("prompt {request} is too long: found {found} tokens, expected at most {n_ctx} (the model's context, n_ctx)")]
+    #[error(
+        "prompt {request} is too long: found {found} tokens, expected at most {n_ctx} (the model's context, n_ctx)"
+    )]
     PromptTooLong {
         /// The request, from 0.
         request: usize,
@@ -46,7 +50,9 @@ pub enum Error {
         expected: String,
     },
     /// The model's prediction is not a number, so no token can be chosen.
-    #[error("prompt {request}, token {step}: the model predicts {found} for token id {id}, expected finite numbers (its weights are damaged or overflow)")]
+    #[error(
+        "prompt {request}, token {step}: the model predicts {found} for token id {id}, expected finite numbers (its weights are damaged or overflow)"
+    )]
     Logits {
         /// The request, from 0.
         request: usize,
@@ -64,7 +70,9 @@ pub enum Error {
         what: &'static str,
     },
     /// A model that does not predict the next token was asked to generate.
-    #[error("{family} loaded for the task {task} does not predict the next token, so it cannot {what}; expected a model with the task causal-lm")]
+    #[error(
+        "{family} loaded for the task {task} does not predict the next token, so it cannot {what}; expected a model with the task causal-lm"
+    )]
     NotCausal {
         /// The member of the family.
         family: &'static str,

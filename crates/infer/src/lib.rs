@@ -1,15 +1,22 @@
 //! Running models: generation, raw outputs for checking, sentence vectors, scores and measurements.
 //!
 //! - [`Engine`] continues prompts, many together, greedily, by sampling or by beam search.
+//! - [`embed`] turns lines into vectors; [`score_continuations`] and [`score_stream`] tell how likely tokens are.
+//! - [`bench`] measures, beside the machine's ceilings.
 //! - [`forward`] computes a model's outputs, loss and gradients under the reference's names and padded shapes.
 
+pub mod bench;
+mod embed;
 mod engine;
 mod error;
 mod forward;
+mod score;
 
+pub use embed::{EmbedOptions, Embeddings, Pooling, embed, embed_ids, encode_lines, read_lines};
 pub use engine::{
     Batch, Beam, BeamOptions, Completion, Engine, Event, FinishReason, GenerateOptions, GenerationConfig,
     MAX_NEW_TOKENS, Overrides, Request, Sampling,
 };
 pub use error::{Error, Result};
 pub use forward::{ForwardOptions, PaddedBatch, forward};
+pub use score::{Score, StreamOptions, StreamScore, score_continuations, score_stream};

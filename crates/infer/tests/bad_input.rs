@@ -27,7 +27,8 @@ fn prompts() {
     assert!(matches!(e, Error::PromptTooLong { request: 1, found: 13, n_ctx: 12 }), "{e}");
     let e = fails(request(&[3, 101]));
     assert!(matches!(e, Error::Id { request: 1, id: 101, place: 1, vocab_size: 101 }), "{e}");
-    let e = fails(Request { prompt: vec![1], options: GenerateOptions { stop: vec!["x".into()], ..Default::default() } });
+    let e =
+        fails(Request { prompt: vec![1], options: GenerateOptions { stop: vec!["x".into()], ..Default::default() } });
     assert!(matches!(e, Error::NoTokenizer { .. }), "{e}");
     assert!(matches!(engine.encode("x"), Err(Error::NoTokenizer { .. })));
     // A model with a first token begins with it.
@@ -111,17 +112,29 @@ fn batches() {
         (&gpt2, r#"{"input_ids": [[1, 2]], "attention_mask": [[1, 2]]}"#, &["attention_mask[0][1]", "0 or 1"]),
         (&gpt2, r#"{"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}"#, &["attention_mask[0]", "at least one 1"]),
         (&gpt2, r#"{"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}"#, &["zeros between ones"]),
-        (&gpt2, r#"{"input_ids": [[1, 2]], "attention_mask": [[1, 1], [1, 1]]}"#, &["attention_mask", "2 rows", "1 as in"]),
+        (
+            &gpt2,
+            r#"{"input_ids": [[1, 2]], "attention_mask": [[1, 1], [1, 1]]}"#,
+            &["attention_mask", "2 rows", "1 as in"],
+        ),
         (&gpt2, r#"{"input_ids": [[1, 2]], "attention_mask": [[1]]}"#, &["attention_mask[0]", "2, as in input_ids"]),
         (&gpt2, r#"{"input_ids": [[1, 2]], "labels": [[1, 101]]}"#, &["labels[0][1]", "101", "-100 or"]),
-        (&gpt2, r#"{"input_ids": [[1, 2]], "attention_mask": [[1, 0]], "labels": [[1, 1]]}"#, &["labels[0][1]", "attention_mask is 0"]),
+        (
+            &gpt2,
+            r#"{"input_ids": [[1, 2]], "attention_mask": [[1, 0]], "labels": [[1, 1]]}"#,
+            &["labels[0][1]", "attention_mask is 0"],
+        ),
         (&gpt2, r#"{"input_ids": [[1, 2]], "labels": [[5, -100]]}"#, &["labels", "no token to predict"]),
         (&gpt2, r#"{"input_ids": [[1, 2]], "token_type_ids": [[0, 0]]}"#, &["token_type_ids", "no segments"]),
         (&gpt2, r#"{"input_ids": [[1, 2]], "position_ids": [[0, 12]]}"#, &["position_ids[0][1]", "12", "n_ctx"]),
         (&gpt2, r#"{"input_ids": [[1, 2]], "next_sentence_label": [0]}"#, &["next_sentence_label", "causal-lm takes"]),
         (&gpt2, r#"{"input_ids": [[1, 2]], "start_positions": [0]}"#, &["start_positions"]),
         (&base, r#"{"input_ids": [[1, 2]], "labels": [[1, 2]]}"#, &["labels", "base takes"]),
-        (&base, r#"{"input_ids": [[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]]}"#, &["input_ids[0]", "13 tokens", "at most 12"]),
+        (
+            &base,
+            r#"{"input_ids": [[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]]}"#,
+            &["input_ids[0]", "13 tokens", "at most 12"],
+        ),
         (&bert, r#"{"input_ids": [[1, 2]], "token_type_ids": [[0, 2]]}"#, &["token_type_ids[0][1]", "from 0 to 1"]),
         (&bert, r#"{"input_ids": [[1, 2]], "next_sentence_label": [2]}"#, &["next_sentence_label[0]", "0, 1"]),
         (&bert, r#"{"input_ids": [[1, 2]], "next_sentence_label": [1, 1]}"#, &["next_sentence_label", "2 numbers"]),
@@ -146,7 +159,8 @@ fn batches() {
     assert!(e.to_string().contains("not recurrent"), "{e}");
     // The next-sentence head takes its label under either name.
     let a = PaddedBatch::open(folder.batch(r#"{"input_ids": [[1, 2]], "labels": [1]}"#)).unwrap();
-    let loss = |b: &PaddedBatch| genus_ops::scalar(&forward(&next, b, &ForwardOptions::default()).unwrap()[0].1).unwrap();
+    let loss =
+        |b: &PaddedBatch| genus_ops::scalar(&forward(&next, b, &ForwardOptions::default()).unwrap()[0].1).unwrap();
     let b = PaddedBatch::open(folder.batch(r#"{"input_ids": [[1, 2]], "next_sentence_label": [1]}"#)).unwrap();
     assert_eq!(loss(&a), loss(&b));
 }

@@ -1,7 +1,9 @@
 //! The committed checkpoints of the reference: outputs, losses, gradients and greedy texts, through kernels and definitions.
 
 use genus_checkpoint::Weights;
-use genus_infer::{Engine, FinishReason, ForwardOptions, GenerateOptions, GenerationConfig, Overrides, PaddedBatch, Request, forward};
+use genus_infer::{
+    Engine, FinishReason, ForwardOptions, GenerateOptions, GenerationConfig, Overrides, PaddedBatch, Request, forward,
+};
 use genus_models::{LoadOptions, Model};
 use genus_ops::Path as Way;
 use serde_json::Value;
@@ -63,7 +65,10 @@ fn check(case: &str, suffix: &str, way: Way, tolerances: &Value) {
         let allowed = (TIMES * measured[&name]["max_abs"].as_f64().unwrap()).max(FLOOR * scale).max(1e-9);
         for (i, (g, w)) in got.iter().zip(want.iter()).enumerate() {
             let off = f64::from((g - w).abs());
-            assert!(off <= allowed, "{case}{suffix} {way:?} {name}[{i}]: {g} instead of {w}, off {off:.2e}, allowed {allowed:.2e}");
+            assert!(
+                off <= allowed,
+                "{case}{suffix} {way:?} {name}[{i}]: {g} instead of {w}, off {off:.2e}, allowed {allowed:.2e}"
+            );
         }
     }
 }
@@ -148,9 +153,7 @@ fn one_beam_is_greedy_and_more_are_no_worse() {
         prompt: vec![79, 3],
         options: GenerateOptions { max_new_tokens: 9, eos: vec![10], ..Default::default() },
     };
-    let beams = |n| {
-        engine.beam_search(&request, genus_infer::BeamOptions { beams: n, length_penalty: 1.0 }).unwrap()
-    };
+    let beams = |n| engine.beam_search(&request, genus_infer::BeamOptions { beams: n, length_penalty: 1.0 }).unwrap();
     let greedy = engine.generate(std::slice::from_ref(&request), |_, _| {}).unwrap();
     assert_eq!(beams(1)[0].ids, greedy[0].ids);
     let four = beams(4);

@@ -7,6 +7,7 @@
 mod activation;
 mod array;
 mod attention;
+pub mod ceiling;
 mod cross_entropy;
 mod embedding;
 mod error;

@@ -93,7 +93,11 @@ impl Engine<'_> {
             let best = kept.first().map(|k| score(k.1, step + 1));
             let last = step + 1 == room;
             if last || kept.is_empty() {
-                finished.extend(kept.into_iter().map(|(ids, sum, _)| Beam { score: score(sum, ids.len()), ids, ended: false }));
+                finished.extend(kept.into_iter().map(|(ids, sum, _)| Beam {
+                    score: score(sum, ids.len()),
+                    ids,
+                    ended: false,
+                }));
                 break;
             }
             if finished.len() == beams && best.is_some_and(|b| b <= finished[beams - 1].score) {

@@ -9,8 +9,11 @@ mod options;
 mod sampling;
 mod text;
 
+pub(crate) use beam::log_sum_exp;
 pub use beam::{Beam, BeamOptions};
 pub use options::{GenerateOptions, GenerationConfig, MAX_NEW_TOKENS, Overrides, Sampling};
+
+pub(crate) use sampling::argmax;
 
 use crate::{Error, Result};
 use genus_models::{Input, Model, SequenceCache, Task};
@@ -153,11 +156,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// When a request cannot be (before anything is run), the model fails or its predictions are not numbers.
-    pub fn generate(
-        &self,
-        requests: &[Request],
-        mut on_token: impl FnMut(usize, &Event),
-    ) -> Result<Vec<Completion>> {
+    pub fn generate(&self, requests: &[Request], mut on_token: impl FnMut(usize, &Event)) -> Result<Vec<Completion>> {
         let mut batch = self.batch();
         for request in requests {
             batch.add(request)?;
@@ -257,10 +256,12 @@ impl Sequence {
     /// Chooses the next token.
     fn choose(&mut self, logits: &mut [f32], n_ctx: usize) -> Result<Event> {
         let step = self.generated();
-        let id = self
-            .sampler
-            .next(&self.options, step, logits)
-            .map_err(|(id, found)| Error::Logits { request: self.request, step, id, found })?;
+        let id = self.sampler.next(&self.options, step, logits).map_err(|(id, found)| Error::Logits {
+            request: self.request,
+            step,
+            id,
+            found,
+        })?;
         self.tokens.push(id);
         let ended = !self.options.ignore_eos && self.options.eos.contains(&id);
         let mut finish = if ended {

@@ -62,7 +62,8 @@ impl TextStream {
     /// Bytes at the end of the text that a stop text may begin with.
     fn held(&self) -> usize {
         let rest = &self.text[self.emitted..];
-        let begins = |n: &usize| self.stops.iter().any(|s| s.as_bytes().starts_with(&rest.as_bytes()[rest.len() - n..]));
+        let begins =
+            |n: &usize| self.stops.iter().any(|s| s.as_bytes().starts_with(&rest.as_bytes()[rest.len() - n..]));
         (1..=rest.len()).rev().filter(|n| rest.is_char_boundary(rest.len() - n)).find(begins).unwrap_or(0)
     }
 }

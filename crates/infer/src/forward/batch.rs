@@ -63,7 +63,11 @@ impl PaddedBatch {
         batch.rows = batch.ids.len();
         batch.width = batch.ids.first().map_or(0, Vec::len);
         if batch.rows == 0 || batch.width == 0 {
-            return Err(batch.bad("input_ids", format!("the shape [{}, {}]", batch.rows, batch.width), "at least one token"));
+            return Err(batch.bad(
+                "input_ids",
+                format!("the shape [{}, {}]", batch.rows, batch.width),
+                "at least one token",
+            ));
         }
         let mask = batch.matrix("attention_mask", |m| m == 0 || m == 1, "0 or 1")?;
         batch.real = match mask {
@@ -102,7 +106,9 @@ impl PaddedBatch {
         match (mask.iter().position(one), mask.iter().rposition(one)) {
             (Some(a), Some(b)) if mask[a..=b].iter().all(one) => Ok(a..b + 1),
             (None, _) => Err(self.bad(format!("attention_mask[{r}]"), "only zeros", "at least one 1")),
-            _ => Err(self.bad(format!("attention_mask[{r}]"), "zeros between ones", "padding at the ends of a row only")),
+            _ => {
+                Err(self.bad(format!("attention_mask[{r}]"), "zeros between ones", "padding at the ends of a row only"))
+            }
         }
     }
 
@@ -115,7 +121,9 @@ impl PaddedBatch {
         }
         let mut out: Vec<Vec<i64>> = Vec::with_capacity(rows.len());
         for (r, row) in rows.iter().enumerate() {
-            let row = row.as_array().ok_or_else(|| self.bad(format!("{field}[{r}]"), kind(row), "a list of whole numbers"))?;
+            let row = row
+                .as_array()
+                .ok_or_else(|| self.bad(format!("{field}[{r}]"), kind(row), "a list of whole numbers"))?;
             let width = match self.width {
                 0 => out.first().map_or(row.len(), Vec::len),
                 n => n,
@@ -124,7 +132,12 @@ impl PaddedBatch {
                 let expected = format!("{width}, as in {}", if self.width > 0 { "input_ids" } else { "the first row" });
                 return Err(self.bad(format!("{field}[{r}]"), format!("{} numbers", row.len()), expected));
             }
-            out.push(row.iter().enumerate().map(|(c, v)| self.number(&format!("{field}[{r}][{c}]"), v, &ok, what)).collect::<Result<_>>()?);
+            out.push(
+                row.iter()
+                    .enumerate()
+                    .map(|(c, v)| self.number(&format!("{field}[{r}][{c}]"), v, &ok, what))
+                    .collect::<Result<_>>()?,
+            );
         }
         Ok(Some(out))
     }
@@ -132,11 +145,20 @@ impl PaddedBatch {
     /// A field with one number a row.
     fn vector(&self, field: &'static str, ok: impl Fn(i64) -> bool, what: &str) -> Result<Option<Vec<i64>>> {
         let Some(value) = self.file.get(field) else { return Ok(None) };
-        let list = value.as_array().ok_or_else(|| self.bad(field, kind(value), "a list of whole numbers, one a row"))?;
+        let list =
+            value.as_array().ok_or_else(|| self.bad(field, kind(value), "a list of whole numbers, one a row"))?;
         if list.len() != self.rows {
-            return Err(self.bad(field, format!("{} numbers", list.len()), format!("{}, one a row of input_ids", self.rows)));
+            return Err(self.bad(
+                field,
+                format!("{} numbers", list.len()),
+                format!("{}, one a row of input_ids", self.rows),
+            ));
         }
-        list.iter().enumerate().map(|(r, v)| self.number(&format!("{field}[{r}]"), v, &ok, what)).collect::<Result<_>>().map(Some)
+        list.iter()
+            .enumerate()
+            .map(|(r, v)| self.number(&format!("{field}[{r}]"), v, &ok, what))
+            .collect::<Result<_>>()
+            .map(Some)
     }
 
     fn number(&self, place: &str, v: &Value, ok: &impl Fn(i64) -> bool, what: &str) -> Result<i64> {
@@ -157,7 +179,11 @@ impl PaddedBatch {
         for (r, row) in rows.iter().enumerate() {
             for c in self.real[r].clone() {
                 if row[c] < 0 || row[c] as u64 >= limit as u64 {
-                    return Err(self.bad(format!("{field}[{r}][{c}]"), row[c].to_string(), format!("from 0 to {} ({what})", limit.saturating_sub(1))));
+                    return Err(self.bad(
+                        format!("{field}[{r}][{c}]"),
+                        row[c].to_string(),
+                        format!("from 0 to {} ({what})", limit.saturating_sub(1)),
+                    ));
                 }
             }
         }
@@ -182,7 +208,11 @@ impl PaddedBatch {
             (None, _) => None,
             (Some(t), Segments::Learned(n)) => Some(self.below("token_type_ids", &t, n, "the model's segments")?),
             (Some(_), Segments::None) => {
-                return Err(self.bad("token_type_ids", "a field", format!("none: {} has no segments", model.family().name)));
+                return Err(self.bad(
+                    "token_type_ids",
+                    "a field",
+                    format!("none: {} has no segments", model.family().name),
+                ));
             }
         };
         let token_labels = if task.predicts_tokens() { self.token_labels(task, spec.vocab_size)? } else { None };

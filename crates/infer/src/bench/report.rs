@@ -1,0 +1,180 @@
+//! What a measurement gives, and how it is reported.
+
+use super::{Runs, Timed};
+use crate::{Error, Result};
+use genus_models::Model;
+use serde::Serialize;
+
+/// A workload's work and times.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// Tokens of one run.
+    pub tokens: usize,
+    /// Floating-point operations of one run's matrix products.
+    pub flops: f64,
+    /// Bytes of weights that one run reads, where that is what limits it.
+    pub bytes: Option<f64>,
+    /// All timed runs.
+    pub seconds: Vec<f64>,
+    /// The part of `seconds` that tokenising took, where there is text.
+    pub tokenizing_seconds: Option<Vec<f64>>,
+    /// The largest resident memory while the workload ran; `None` where the system does not tell.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+impl Measured {
+    /// With the work of one run.
+    #[must_use]
+    pub fn work(self, tokens: usize, flops: f64) -> Self {
+        Measured { tokens, flops, ..self }
+    }
+
+    /// The median run's time.
+    pub fn median(&self) -> f64 {
+        median(&self.seconds)
+    }
+}
+
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
+/// Runs `f`, which times itself, as often as `runs` says, and watches the process's largest resident memory meanwhile (the mark is
+/// set back before, where the system allows it; the model's weights are part of it).
+///
+/// # Errors
+/// Those of `f`, and when no run is wanted.
+pub fn measure(runs: Runs, mut f: impl FnMut() -> Timed) -> Result<Measured> {
+    if runs.timed == 0 {
+        return Err(Error::option("runs", 0, "at least 1"));
+    }
+    reset_peak();
+    for _ in 0..runs.warm_up {
+        f()?;
+    }
+    let seconds = (0..runs.timed).map(|_| Ok(f()?.as_secs_f64())).collect::<Result<Vec<f64>>>()?;
+    Ok(Measured { seconds, peak_rss_bytes: peak(), ..Default::default() })
+}
+
+/// Sets `VmHWM` back to the present size; needs Linux 4.0. Without it the mark is the process's largest size so far, which is
+/// the workload's as well, since the ceilings are measured after it.
+fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// `VmHWM` of this process.
+fn peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+}
+
+/// The machine's ceilings, with the threads and the kernel level in force.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ceilings {
+    /// Of multiply-adds in registers.
+    pub flops_per_second: f64,
+    /// Of reading memory.
+    pub bytes_per_second: f64,
+}
+
+impl Ceilings {
+    /// Measures them; takes about a second. To be called after the workload, so that its memory does not count as the workload's.
+    pub fn measure() -> Self {
+        Ceilings {
+            flops_per_second: genus_ops::ceiling::fma_flops(),
+            bytes_per_second: genus_ops::ceiling::read_bytes(),
+        }
+    }
+}
+
+/// A measurement as `genus bench --json` prints it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// What was measured.
+    pub workload: String,
+    /// Preset or folder.
+    pub model: String,
+    /// Element type of the arithmetic.
+    pub precision: String,
+    /// Threads of the kernels.
+    pub threads: usize,
+    /// Instruction set of the kernels.
+    pub kernel_level: String,
+    /// Of the median run.
+    pub tokens_per_second: f64,
+    /// All runs.
+    pub seconds: Vec<f64>,
+    /// The part of `seconds` that tokenising took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizing_seconds: Option<Vec<f64>>,
+    /// Largest resident memory of the workload.
+    pub peak_rss_bytes: Option<u64>,
+    /// Of the median run.
+    pub flops_per_second: f64,
+    /// Of the median run; decoding only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<f64>,
+    /// See [`Ceilings`].
+    pub ceiling_flops_per_second: f64,
+    /// See [`Ceilings`].
+    pub ceiling_bytes_per_second: f64,
+}
+
+impl Report {
+    /// A report of what was measured; `name` is the preset or folder, `workload` says what was run.
+    pub fn new(name: &str, model: &Model, workload: impl Into<String>, m: &Measured, ceilings: Ceilings) -> Self {
+        let median = m.median();
+        let dtype = model.params().first().map_or("f32", |p| p.tensor().dtype().as_str());
+        Report {
+            workload: workload.into(),
+            model: name.to_owned(),
+            precision: dtype.to_owned(),
+            threads: genus_ops::pool::threads(),
+            kernel_level: genus_ops::level().name().to_owned(),
+            tokens_per_second: m.tokens as f64 / median,
+            seconds: m.seconds.clone(),
+            tokenizing_seconds: m.tokenizing_seconds.clone(),
+            peak_rss_bytes: m.peak_rss_bytes,
+            flops_per_second: m.flops / median,
+            bytes_per_second: m.bytes.map(|b| b / median),
+            ceiling_flops_per_second: ceilings.flops_per_second,
+            ceiling_bytes_per_second: ceilings.bytes_per_second,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn the_peak_is_the_workloads() {
+        let run = |bytes: usize| {
+            measure(Runs { warm_up: 0, timed: 1 }, || {
+                std::hint::black_box(vec![1u8; bytes]);
+                Ok(Duration::from_millis(1))
+            })
+            .unwrap()
+            .peak_rss_bytes
+        };
+        if let (Some(large), Some(small)) = (run(200 << 20), run(1 << 20)) {
+            assert!(large > 200 << 20);
+            // Where the mark cannot be set back, it stays.
+            assert!(small <= large);
+        }
+    }
+}

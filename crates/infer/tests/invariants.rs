@@ -1,0 +1,307 @@
+//! What holds for every registered model, bit for bit: a sequence alone is the same sequence in any batch, cached is uncached,
+//! the future is not seen, the number of threads changes nothing, and neither does saving and loading.
+
+use genus_infer::{Engine, GenerateOptions, Request, Sampling, StreamOptions, score_continuations, score_stream};
+use genus_models::{Family, Input, LoadOptions, Model, SequenceCache, Task, families};
+use genus_nn::Attend;
+use genus_ops::{IGNORE, Tape, pool, to_vec};
+
+/// A small model with odd sizes of every member and task: heads 12 wide, 101 tokens.
+fn models() -> Vec<Model> {
+    families().iter().flat_map(|f| f.tasks.iter().map(|t| small(f, t.0, 11))).collect()
+}
+
+fn small(family: &'static Family, task: Task, seed: u64) -> Model {
+    let mut spec = (family.presets[0].spec)();
+    (spec.d_model, spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.d_head) = (36, 2, 3, 3, 12);
+    (spec.d_ff, spec.vocab_size, spec.n_ctx) = (50, 101, 70);
+    let model = Model::random(family, spec, task, seed).unwrap();
+    // Weights far from their beginnings, so that attention and predictions are far from uniform; no bias is zero.
+    for (i, p) in model.params().iter().enumerate() {
+        let t = p.tensor();
+        let noise: Vec<f32> = (0..t.elem_count() as u64)
+            .map(|j| (genus_ops::rng::mix64((i as u64) << 32 | j) >> 40) as f32 / (1 << 24) as f32 - 0.5)
+            .collect();
+        let noise = candle_core::Tensor::from_vec(noise, t.dims(), t.device()).unwrap();
+        p.set(t.affine(4.0, 0.0).unwrap().add(&noise.affine(0.3, 0.0).unwrap()).unwrap()).unwrap();
+    }
+    model
+}
+
+/// Sequences of unequal lengths; some longer than any tile.
+fn sequences() -> Vec<Vec<u32>> {
+    let id = |s: usize, i: usize| (genus_ops::rng::mix64((s * 1000 + i) as u64) % 101) as u32;
+    [13, 1, 70, 9, 2, 33].iter().enumerate().map(|(s, &n)| (0..n).map(|i| id(s, i)).collect()).collect()
+}
+
+/// The hidden states and, where the model has the head, the logits of each sequence.
+fn outputs(model: &Model, sequences: &[Vec<u32>]) -> Vec<Vec<f32>> {
+    let tape = Tape::inference();
+    let input = Input::from_sequences(sequences);
+    let hidden = model.hidden(&tape, &input, None, false).unwrap().last;
+    let mut parts = vec![to_vec(hidden.tensor()).unwrap()];
+    if let Ok(head) = model.lm_head() {
+        parts.push(to_vec(head.logits(&tape, &hidden).unwrap().tensor()).unwrap());
+    }
+    let n = input.ids.len();
+    input
+        .spans
+        .iter()
+        .map(|r| parts.iter().flat_map(|p| p[r.start * p.len() / n..r.end * p.len() / n].to_vec()).collect())
+        .collect()
+}
+
+fn name(model: &Model) -> String {
+    format!("{} {}", model.family().name, model.task())
+}
+
+#[track_caller]
+fn same_bits(a: &[f32], b: &[f32], what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    if let Some(i) = (0..a.len()).find(|&i| a[i].to_bits() != b[i].to_bits()) {
+        panic!("{what}: element {i} is {} and {}", a[i], b[i]);
+    }
+    assert!(a.iter().all(|x| x.is_finite()), "{what}");
+}
+
+#[test]
+fn alone_is_in_any_batch() {
+    let all = sequences();
+    for model in models() {
+        let together = outputs(&model, &all);
+        for (i, s) in all.iter().enumerate() {
+            same_bits(
+                &outputs(&model, std::slice::from_ref(s))[0],
+                &together[i],
+                &format!("{} alone {i}", name(&model)),
+            );
+        }
+        let mut turned = all.clone();
+        turned.reverse();
+        let turned = outputs(&model, &turned);
+        for i in 0..all.len() {
+            same_bits(&turned[all.len() - 1 - i], &together[i], &format!("{} reversed {i}", name(&model)));
+        }
+    }
+}
+
+#[test]
+fn cached_is_uncached() {
+    let all = sequences();
+    for model in models().iter().filter(|m| m.spec().attend == Attend::Past) {
+        let whole = outputs(model, &all);
+        let (d, v) = (model.spec().d_model, if model.lm_head().is_ok() { 101 } else { 0 });
+        // Read in unequal pieces, the sequences out of step with each other.
+        let mut caches: Vec<SequenceCache> = all.iter().map(|_| SequenceCache::new()).collect();
+        let mut step = 0;
+        while caches.iter().zip(&all).any(|(c, s)| c.len() < s.len()) {
+            let mut rest: Vec<usize> = (0..all.len()).filter(|&i| caches[i].len() < all[i].len()).collect();
+            if step % 3 == 2 && rest.len() > 1 {
+                rest.remove(step % rest.len());
+            }
+            let from: Vec<usize> = rest.iter().map(|&i| caches[i].len()).collect();
+            let piece = |k: usize, i: usize| {
+                let n = if (step + i) % 2 == 0 { 1 } else { 1 + (step * 5 + i) % 7 };
+                &all[i][from[k]..(from[k] + n).min(all[i].len())]
+            };
+            let pieces: Vec<&[u32]> = rest.iter().enumerate().map(|(k, &i)| piece(k, i)).collect();
+            let input = Input::from_sequences(&pieces);
+            let mut used: Vec<SequenceCache> = rest.iter().map(|&i| std::mem::take(&mut caches[i])).collect();
+            let tape = Tape::inference();
+            let hidden = model.hidden(&tape, &input, Some(&mut used), false).unwrap().last;
+            let logits = model.lm_head().ok().map(|h| to_vec(h.logits(&tape, &hidden).unwrap().tensor()).unwrap());
+            let hidden = to_vec(hidden.tensor()).unwrap();
+            for (k, (r, &i)) in input.spans.iter().zip(&rest).enumerate() {
+                let what = format!("{} sequence {i} at {}", name(model), from[k]);
+                let want = &whole[i][from[k] * d..(from[k] + r.len()) * d];
+                same_bits(&hidden[r.start * d..r.end * d], want, &what);
+                if let Some(logits) = &logits {
+                    let at = all[i].len() * d + from[k] * v;
+                    same_bits(&logits[r.start * v..r.end * v], &whole[i][at..at + r.len() * v], &what);
+                }
+            }
+            for (&i, cache) in rest.iter().zip(used) {
+                caches[i] = cache;
+            }
+            step += 1;
+        }
+    }
+}
+
+#[test]
+fn the_future_is_not_seen() {
+    let all = sequences();
+    for model in models() {
+        let mut changed = all.clone();
+        for s in &mut changed {
+            let n = s.len();
+            s[n - 1] = (s[n - 1] + 50) % 101;
+        }
+        let (a, b) = (outputs(&model, &all), outputs(&model, &changed));
+        let d = model.spec().d_model;
+        for (i, s) in all.iter().enumerate() {
+            let before = (s.len() - 1) * d;
+            let what = format!("{} sequence {i}", name(&model));
+            match model.spec().attend {
+                Attend::Past => same_bits(&a[i][..before], &b[i][..before], &what),
+                Attend::All => assert!(s.len() == 1 || a[i][..d] != b[i][..d], "{what}: an encoder sees all"),
+            }
+            assert_ne!(a[i][before..before + d], b[i][before..before + d], "{what}");
+        }
+    }
+}
+
+/// The loss and all gradients of a task on labels that are the ids themselves.
+fn gradients(model: &Model, sequences: &[Vec<u32>]) -> Vec<(String, Vec<f32>)> {
+    let tape = Tape::recording();
+    let input = Input::from_sequences(sequences);
+    let hidden = model.hidden(&tape, &input, None, false).unwrap().last;
+    let targets: Vec<i32> =
+        input.ids.iter().enumerate().map(|(i, &id)| if i % 3 == 1 { IGNORE } else { id as i32 }).collect();
+    let loss = model.lm_head().unwrap().loss(&tape, &hidden, &targets, 0.01, 0.0).unwrap();
+    let mut all = vec![("loss".to_owned(), to_vec(loss.tensor()).unwrap())];
+    model.params().iter().for_each(|p| p.clear_grad());
+    tape.backward(&loss).unwrap();
+    all.extend(model.params().iter().filter_map(|p| Some((p.name().to_owned(), to_vec(&p.grad()?).unwrap()))));
+    all
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let all = sequences();
+    for model in models() {
+        let many = outputs(&model, &all);
+        for n in [1, 2, 3] {
+            let few = pool::with_threads(n, || outputs(&model, &all));
+            for (i, (a, b)) in many.iter().zip(&few).enumerate() {
+                same_bits(a, b, &format!("{} {n} threads {i}", name(&model)));
+            }
+        }
+        if model.lm_head().is_ok() {
+            let many = gradients(&model, &all);
+            let one = pool::with_threads(1, || gradients(&model, &all));
+            assert_eq!(many.len(), one.len());
+            for (a, b) in many.iter().zip(&one) {
+                same_bits(&a.1, &b.1, &format!("{} gradient of {}", name(&model), a.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn saving_and_loading_changes_no_bit() {
+    let all = sequences();
+    for model in models() {
+        let folder = tempfile::tempdir().unwrap();
+        model.save(folder.path(), &Default::default()).unwrap();
+        let loaded = Model::load(folder.path(), &LoadOptions::default()).unwrap().model;
+        assert_eq!((loaded.task(), loaded.spec().n_layers, loaded.count()), (model.task(), 2, model.count()));
+        for (a, b) in model.params().iter().zip(loaded.params()) {
+            assert_eq!(a.name(), b.name());
+            same_bits(&to_vec(&a.tensor()).unwrap(), &to_vec(&b.tensor()).unwrap(), a.name());
+        }
+        for (a, b) in outputs(&model, &all).iter().zip(&outputs(&loaded, &all)) {
+            same_bits(a, b, &name(&model));
+        }
+    }
+}
+
+#[test]
+fn generation_does_not_depend_on_company() {
+    for model in models().iter().filter(|m| m.task() == Task::CausalLm) {
+        let engine = Engine::new(model, None).unwrap();
+        let requests: Vec<Request> = sequences()
+            .into_iter()
+            .enumerate()
+            .map(|(i, prompt)| {
+                let sampling = match i % 3 {
+                    0 => Sampling::Greedy,
+                    1 => Sampling::Random { temperature: 1.3, top_k: 0, top_p: 1.0, min_p: 0.0 },
+                    _ => Sampling::Random { temperature: 0.8, top_k: 20, top_p: 0.9, min_p: 0.01 },
+                };
+                let options = GenerateOptions {
+                    sampling,
+                    max_new_tokens: 5 + 7 * i,
+                    repetition_penalty: if i == 4 { 1.3 } else { 1.0 },
+                    seed: 40 + i as u64 / 2,
+                    ..Default::default()
+                };
+                Request { prompt, options }
+            })
+            .collect();
+        let together = engine.generate(&requests, |_, _| {}).unwrap();
+        for (r, t) in requests.iter().zip(&together) {
+            assert_eq!(&engine.generate(std::slice::from_ref(r), |_, _| {}).unwrap()[0], t);
+        }
+        let pieces = engine.clone().with_step_tokens(4).generate(&requests, |_, _| {}).unwrap();
+        assert_eq!(pieces, together);
+        // One after the other joins the running batch.
+        let mut batch = engine.batch();
+        let mut done = vec![None; requests.len()];
+        let mut waiting = requests.iter();
+        while let (next, false) | (next @ Some(_), true) = (waiting.next(), batch.is_empty()) {
+            if let Some(r) = next {
+                batch.add(r).unwrap();
+            }
+            for (i, event) in batch.step().unwrap() {
+                done[i] = event.unwrap().done;
+            }
+        }
+        assert_eq!(done.into_iter().flatten().collect::<Vec<_>>(), together);
+        // Another seed gives another text.
+        let mut other = requests[5].clone();
+        other.options.seed += 1;
+        assert_ne!(engine.generate(&[other], |_, _| {}).unwrap()[0].ids, together[5].ids);
+    }
+}
+
+#[test]
+fn scores_are_the_sums_of_log_probabilities() {
+    for model in models().iter().filter(|m| m.task() == Task::CausalLm) {
+        let all = sequences();
+        let text = &all[5];
+        // By hand, from the logits of the whole.
+        let (d, v) = (model.spec().d_model, 101);
+        let flat = &outputs(model, std::slice::from_ref(text))[0][text.len() * d..];
+        let log_p = |i: usize| {
+            let row = &flat[i * v..(i + 1) * v];
+            let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+            f64::from(row[text[i + 1] as usize]) - sum.ln()
+        };
+        let by_hand = |r: std::ops::Range<usize>| r.map(log_p).sum::<f64>();
+        let parts = [text[20..].to_vec(), text[20..21].to_vec(), text[20..25].to_vec()];
+        let scores = score_continuations(model, &text[..20], &parts).unwrap();
+        for (s, p) in scores.iter().zip(&parts) {
+            assert_eq!(s.tokens, p.len());
+            assert!((s.log_likelihood - by_hand(19..19 + p.len())).abs() < 1e-4, "{s:?}");
+        }
+        // What the model itself would say is the greedy continuation.
+        let greedy =
+            Request { prompt: text.clone(), options: GenerateOptions { max_new_tokens: 6, ..Default::default() } };
+        let ids = Engine::new(model, None).unwrap().generate(&[greedy], |_, _| {}).unwrap().remove(0).ids;
+        assert!(score_continuations(model, text, &[ids]).unwrap()[0].greedy);
+
+        let whole = score_stream(model, text, &StreamOptions::default()).unwrap();
+        assert_eq!(whole.tokens, text.len() - 1);
+        assert!((whole.nats + by_hand(0..text.len() - 1)).abs() < 1e-3, "{whole:?}");
+        assert!((whole.perplexity() - whole.loss().exp()).abs() < 1e-9);
+        // Windows of 8 that overlap by 5: every token is scored once, with a context of its window.
+        let windows = StreamOptions { window: Some(8), overlap: 5, batch_tokens: 20 };
+        let windows = score_stream(model, text, &windows).unwrap();
+        assert_eq!(windows.tokens, text.len() - 1);
+        let mut by_windows = 0.0;
+        for start in (0..text.len() - 1).step_by(3) {
+            let end = (start + 8).min(text.len() - 1);
+            let known = if start == 0 { 0 } else { 5 };
+            if end - start > known {
+                let context = &text[start..start + known + 1];
+                let score = score_continuations(model, context, &[&text[start + known + 1..end + 1]]).unwrap();
+                by_windows -= score[0].log_likelihood;
+            }
+            if end == text.len() - 1 {
+                break;
+            }
+        }
+        assert!((windows.nats - by_windows).abs() < 1e-3, "{} {by_windows}", windows.nats);
+    }
+}
