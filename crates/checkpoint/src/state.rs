@@ -83,7 +83,7 @@ impl TrainingState {
             fs::remove_file(&manifest_path).map_err(Error::io("remove", &manifest_path))?;
         }
         let options = WriteOptions { dtype: Dtype::F32, ..WriteOptions::default() };
-        write_single(&folder.join(TENSORS_FILE), &self.tensors, &options)?;
+        write_single(folder.join(TENSORS_FILE), &self.tensors, &options)?;
         let mut files = BTreeMap::new();
         record(folder, "", &mut files)?;
         let state_crc32 = crc_text(&self.json.to_string());

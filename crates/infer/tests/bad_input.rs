@@ -143,7 +143,10 @@ fn batches() {
     ];
     for (model, text, parts) in cases {
         let file = folder.batch(text);
-        let result = PaddedBatch::open(&file).and_then(|b| forward(model, &b, &ForwardOptions::default()));
+        let result = match PaddedBatch::open(&file) {
+            Ok(batch) => forward(model, &batch, &ForwardOptions::default()),
+            Err(e) => Err(e),
+        };
         let message = result.err().unwrap_or_else(|| panic!("{text} was taken")).to_string();
         for part in ["batch.json"].iter().chain(parts.iter()) {
             assert!(message.contains(part), "{text}: {message:?} lacks {part:?}");

@@ -101,7 +101,7 @@ fn cached_is_uncached() {
             }
             let from: Vec<usize> = rest.iter().map(|&i| caches[i].len()).collect();
             let piece = |k: usize, i: usize| {
-                let n = if (step + i) % 2 == 0 { 1 } else { 1 + (step * 5 + i) % 7 };
+                let n = if (step + i).is_multiple_of(2) { 1 } else { 1 + (step * 5 + i) % 7 };
                 &all[i][from[k]..(from[k] + n).min(all[i].len())]
             };
             let pieces: Vec<&[u32]> = rest.iter().enumerate().map(|(k, &i)| piece(k, i)).collect();
