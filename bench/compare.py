@@ -62,7 +62,7 @@ def workloads(options):
         out["prefill"].append(Workload(
             "prefill gpt2 1000 tokens", "gpt2",
             dict(kind="prefill", batch=1, prompt_tokens=1000, warmup=1, runs=3),
-            ["prefill", "MODEL", "--batch", "1", "--context", "1000"], precision))
+            ["prefill", "MODEL", "--prompt-tokens", "1000"], precision))
     out["start"].append(Workload(
         "start to first token, gpt2", "gpt2", dict(kind="start", ids="464 3290 318 257"), None))
     return out
@@ -134,7 +134,8 @@ class Runner:
                                   "--output-ids", "--threads", str(self.options.threads)], self.environment)
             return {"seconds": [elapsed]}
         words = {"MODEL": str(model), "LINES": str(self.sentences()) if "LINES" in load.genus else ""}
-        command = [binary, "bench", *[words.get(a, a) for a in load.genus], "--threads", str(self.options.threads),
+        command = [binary, "bench", *[words.get(a, a) for a in load.genus], "--runs", str(load.spec["runs"]),
+                   "--warm-up", str(load.spec["warmup"]), "--threads", str(self.options.threads),
                    "--precision", load.precision, "--json", *self.options.genus_args.split()]
         out, _ = capture(command, self.environment)
         return json.loads(out.strip().splitlines()[-1])
