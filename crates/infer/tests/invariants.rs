@@ -4,7 +4,7 @@
 use genus_infer::{Engine, GenerateOptions, Request, Sampling, StreamOptions, score_continuations, score_stream};
 use genus_models::{Family, Input, LoadOptions, Model, SequenceCache, Task, families};
 use genus_nn::Attend;
-use genus_ops::{IGNORE, Tape, pool, to_vec};
+use genus_ops::{IGNORE, Level, Tape, pool, to_vec, with_level};
 
 /// A small model with odd sizes of every member and task: heads 12 wide, 101 tokens.
 fn models() -> Vec<Model> {
@@ -64,8 +64,19 @@ fn same_bits(a: &[f32], b: &[f32], what: &str) {
     assert!(a.iter().all(|x| x.is_finite()), "{what}");
 }
 
+/// Runs a check at every instruction set that the machine has.
+fn at_every_level(check: impl Fn()) {
+    for level in Level::available() {
+        with_level(level, &check);
+    }
+}
+
 #[test]
 fn alone_is_in_any_batch() {
+    at_every_level(alone);
+}
+
+fn alone() {
     let all = sequences();
     for model in models() {
         let together = outputs(&model, &all);
@@ -87,6 +98,10 @@ fn alone_is_in_any_batch() {
 
 #[test]
 fn cached_is_uncached() {
+    at_every_level(cached);
+}
+
+fn cached() {
     let all = sequences();
     for model in models().iter().filter(|m| m.spec().attend == Attend::Past) {
         let whole = outputs(model, &all);
@@ -168,6 +183,10 @@ fn gradients(model: &Model, sequences: &[Vec<u32>]) -> Vec<(String, Vec<f32>)> {
 
 #[test]
 fn threads_change_no_bit() {
+    at_every_level(threads);
+}
+
+fn threads() {
     let all = sequences();
     for model in models() {
         let many = outputs(&model, &all);

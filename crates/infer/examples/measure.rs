@@ -1,0 +1,23 @@
+//! Measures GPT-2 of a published size with random weights: `cargo run --release -p genus-infer --example measure -- gpt2`.
+
+use genus_infer::bench::{Ceilings, Report, Runs, decode, forward, prefill};
+use genus_models::{Model, find_preset};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let name = std::env::args().nth(1).unwrap_or_else(|| "gpt2".into());
+    let (family, preset) = find_preset(&name)?;
+    let model = Model::random(family, (preset.spec)(), family.default_task(), 1)?;
+    let runs = Runs { warm_up: 1, timed: 3 };
+    let all = [
+        ("forward 2x256", forward(&model, 2, 256, runs)?),
+        ("prefill 512", prefill(&model, 512, runs)?),
+        ("decode 1x16+32", decode(&model, 1, 16, 32, runs)?),
+        ("decode 8x16+16", decode(&model, 8, 16, 16, runs)?),
+    ];
+    let ceilings = Ceilings::measure();
+    for (workload, m) in all {
+        let r = Report::new(&name, &model, workload, &m, ceilings);
+        println!("{}", serde_json::to_string(&r)?);
+    }
+    Ok(())
+}
