@@ -1,0 +1,149 @@
+//! Timing of training steps.
+
+use crate::{Error, Objective, Optimizer, OptimizerSettings, Result, Targets, peak_rss, reset_peak_rss};
+use genus_models::{Model, StackSpec};
+use genus_ops::{Spans, Tape, scalar};
+use genus_text::{Batch, Sample, rng};
+use std::time::Instant;
+
+/// How [`train_step`] measures.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timing {
+    /// Runs that are not timed.
+    pub warmup: usize,
+    /// Runs that are.
+    pub runs: usize,
+}
+
+/// What [`train_step`] found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainStepReport {
+    /// Seconds of every timed run.
+    pub seconds: Vec<f64>,
+    /// Tokens of a run.
+    pub tokens: u64,
+    /// Floating-point operations of a run: those of the definition's matrix products, forward and backward.
+    pub flops: f64,
+    /// The most memory that the process held during the workload; `None` where the system does not say.
+    pub peak_rss_bytes: Option<u64>,
+    /// Loss of every run, warm-up included: it falls, or the step does not train.
+    pub losses: Vec<f64>,
+}
+
+impl TrainStepReport {
+    /// The median of the runs' seconds.
+    pub fn median(&self) -> f64 {
+        let mut s = self.seconds.clone();
+        s.sort_by(f64::total_cmp);
+        let n = s.len();
+        if n == 0 { f64::NAN } else { (s[(n - 1) / 2] + s[n / 2]) / 2.0 }
+    }
+}
+
+/// A batch of random tokens: `batch` sequences of `context`, with what the objective asks for (15 % of the places for
+/// masked words).
+///
+/// # Errors
+/// When a number is 0, or the context is longer than the model's.
+pub fn random_batch(spec: &StackSpec, objective: Objective, batch: usize, context: usize, seed: u64) -> Result<Batch> {
+    if batch == 0 {
+        return Err(Error::config("batch", 0, "at least 1"));
+    }
+    if context == 0 || context > spec.n_ctx {
+        return Err(Error::config("context", context, format!("from 1 to the model's n_ctx = {}", spec.n_ctx)));
+    }
+    let key = rng::Key::new(seed);
+    let sequences: Vec<Vec<u32>> = (0..batch as u64)
+        .map(|row| {
+            let mut draw = key.child(row).stream();
+            (0..context).map(|_| draw.below(spec.vocab_size) as u32).collect()
+        })
+        .collect();
+    natural_batch(objective, &sequences, seed)
+}
+
+/// A batch of given sequences, each a span, with what the objective asks for.
+///
+/// # Errors
+/// When there is no sequence, or one is empty.
+pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) -> Result<Batch> {
+    if sequences.is_empty() {
+        return Err(Error::config("batch", "without sequences", "at least one"));
+    }
+    let key = rng::Key::new(seed ^ 0x6265_6e63_6868);
+    let mut batch = Batch::default();
+    for (i, ids) in sequences.iter().enumerate() {
+        let mut draw = key.child(i as u64).stream();
+        let n = ids.len();
+        if n == 0 {
+            return Err(Error::config(
+                "batch",
+                format!("with an empty sequence (number {i})"),
+                "at least one token each",
+            ));
+        }
+        let labels = match objective {
+            // The last token predicts the first: every row counts, as in a window of a longer text.
+            Objective::Causal => (0..n).map(|j| ids[(j + 1) % n] as i32).collect(),
+            _ => {
+                let mut labels = vec![-100; n];
+                let wanted = ((n as f64 * 0.15).round() as usize).max(1);
+                let mut places: Vec<usize> = (0..n).collect();
+                draw.shuffle(&mut places);
+                places[..wanted.min(n)].iter().for_each(|&p| labels[p] = ids[p] as i32);
+                labels
+            }
+        };
+        let (token_types, next_sentence) = match objective {
+            Objective::Causal => (Vec::new(), None),
+            Objective::Masked => (vec![0; n], None),
+            Objective::Pretraining => ((0..n).map(|j| u32::from(j >= n / 2)).collect(), Some(draw.below(2) as u32)),
+        };
+        batch.push(Sample { ids: ids.clone(), spans: vec![n], token_types, labels, next_sentence });
+    }
+    Ok(batch)
+}
+
+/// Times training steps: forward and backward without dropout, clipping to norm 1, AdamW. A run is one step for each of
+/// `batches`, which are in memory already.
+///
+/// # Errors
+/// When a batch does not fit the model or the objective.
+pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing: Timing) -> Result<TrainStepReport> {
+    let settings = OptimizerSettings { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 };
+    reset_peak_rss();
+    let mut optimizer = Optimizer::new(model.params(), settings)?;
+    let mut report = TrainStepReport {
+        seconds: Vec::new(),
+        tokens: batches.iter().map(|b| b.ids.len() as u64).sum(),
+        flops: 0.0,
+        peak_rss_bytes: None,
+        losses: Vec::new(),
+    };
+    for batch in batches {
+        let spans = Spans::from_lengths(batch.spans.iter().copied());
+        report.flops += model.flops(&spans, objective.predicted(batch)).training();
+        if objective.targets(batch) == Targets::default() {
+            return Err(Error::NoTargets { step: 0 });
+        }
+    }
+    for run in 0..timing.warmup + timing.runs {
+        let start = Instant::now();
+        let mut loss_of_run = 0.0;
+        for batch in batches {
+            let tape = Tape::recording();
+            let scales = objective.targets(batch).scales();
+            let loss = objective.loss(model, &tape, batch, scales)?;
+            tape.backward(&loss.total)?;
+            let norm = optimizer.norm()?;
+            optimizer.update(1e-4, norm)?;
+            loss_of_run += scalar(loss.total.tensor())?;
+        }
+        if run >= timing.warmup {
+            report.seconds.push(start.elapsed().as_secs_f64());
+        }
+        report.losses.push(loss_of_run / batches.len().max(1) as f64);
+    }
+    report.peak_rss_bytes = peak_rss();
+    Ok(report)
+}

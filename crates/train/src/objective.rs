@@ -1,0 +1,157 @@
+//! Objectives: what a model learns from a batch.
+
+use crate::{Error, Result};
+use genus_models::nn::Segments;
+use genus_models::{Input, Model, Task};
+use genus_ops::{Spans, Tape, Value, gather_rows, weighted_sum};
+use genus_text::Batch;
+use serde::{Deserialize, Serialize};
+
+/// What is predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// The next token (GPT).
+    Causal,
+    /// Tokens that were masked (RoBERTa's half of BERT's objective).
+    Masked,
+    /// Masked tokens, and whether the second segment follows the first (BERT): the sum of the two means.
+    Pretraining,
+}
+
+/// How many predictions a batch asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// Of tokens.
+    pub tokens: usize,
+    /// Of next sentences.
+    pub pairs: usize,
+}
+
+/// What summed losses are multiplied by. One over the numbers of targets of a whole step makes the losses of its batches
+/// add up to the mean over the step, however it is cut into batches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scales {
+    /// For tokens.
+    pub tokens: f64,
+    /// For next sentences.
+    pub pairs: f64,
+}
+
+/// A loss on a tape.
+#[derive(Debug)]
+pub struct Loss {
+    /// The scalar to send back.
+    pub total: Value,
+    /// The part of the tokens.
+    pub tokens: Value,
+    /// The part of the next sentences.
+    pub pairs: Option<Value>,
+}
+
+impl std::ops::Add for Targets {
+    type Output = Targets;
+    fn add(self, other: Targets) -> Targets {
+        Targets { tokens: self.tokens + other.tokens, pairs: self.pairs + other.pairs }
+    }
+}
+
+impl Targets {
+    /// The scales that make means of sums over these targets.
+    pub fn scales(self) -> Scales {
+        let one_over = |n: usize| if n == 0 { 0.0 } else { 1.0 / n as f64 };
+        Scales { tokens: one_over(self.tokens), pairs: one_over(self.pairs) }
+    }
+}
+
+impl std::str::FromStr for Objective {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "causal" => Ok(Objective::Causal),
+            "masked" => Ok(Objective::Masked),
+            "pretraining" => Ok(Objective::Pretraining),
+            _ => Err(Error::config("objective", format!("{s:?}"), "causal, masked or pretraining")),
+        }
+    }
+}
+
+impl std::fmt::Display for Objective {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Objective::Causal => "causal",
+            Objective::Masked => "masked",
+            Objective::Pretraining => "pretraining",
+        })
+    }
+}
+
+impl Objective {
+    /// The heads that the model needs.
+    pub fn task(self) -> Task {
+        match self {
+            Objective::Causal => Task::CausalLm,
+            Objective::Masked => Task::MaskedLm,
+            Objective::Pretraining => Task::Pretraining,
+        }
+    }
+
+    /// The objective that a task is pretrained with.
+    pub fn of(task: Task) -> Option<Self> {
+        match task {
+            Task::CausalLm => Some(Objective::Causal),
+            Task::MaskedLm => Some(Objective::Masked),
+            Task::Pretraining => Some(Objective::Pretraining),
+            _ => None,
+        }
+    }
+
+    /// What a batch asks for.
+    pub fn targets(self, batch: &Batch) -> Targets {
+        let pairs = if self == Objective::Pretraining { batch.next_sentence.len() } else { 0 };
+        Targets { tokens: batch.targets(), pairs }
+    }
+
+    /// Rows that go through the projection to the vocabulary.
+    pub fn predicted(self, batch: &Batch) -> usize {
+        if self == Objective::Causal { batch.ids.len() } else { batch.targets() }
+    }
+
+    /// The loss of a batch: the summed cross-entropy of tokens times `scales.tokens`, and that of next sentences times
+    /// `scales.pairs`. Of masked batches only the masked rows go through the head.
+    ///
+    /// # Errors
+    /// When the model lacks a head, or ids, labels or segments are out of range.
+    pub fn loss(self, model: &Model, tape: &Tape, batch: &Batch, scales: Scales) -> Result<Loss> {
+        let input = input(model, batch)?;
+        let hidden = model.hidden(tape, &input, None, false)?.last; // [n, d]
+        let tokens = match self {
+            Objective::Causal => model.lm_head()?.loss(tape, &hidden, &batch.labels, scales.tokens, 0.0)?,
+            Objective::Masked | Objective::Pretraining => {
+                let rows: Vec<u32> = (0u32..).zip(&batch.labels).filter(|(_, l)| **l >= 0).map(|(i, _)| i).collect();
+                let labels: Vec<i32> = batch.labels.iter().copied().filter(|&l| l >= 0).collect();
+                let masked = gather_rows(tape, &hidden, &rows)?; // [masked, d]
+                model.lm_head()?.loss(tape, &masked, &labels, scales.tokens, 0.0)?
+            }
+        };
+        if self != Objective::Pretraining {
+            return Ok(Loss { total: tokens.clone(), tokens, pairs: None });
+        }
+        let labels: Vec<i32> = batch.next_sentence.iter().map(|&l| l as i32).collect();
+        let pooled = model.pooler()?.forward(tape, &hidden, &input.spans)?; // [b, d]
+        let pairs = model.next_sentence()?.loss(tape, &pooled, &labels, scales.pairs)?;
+        let total = weighted_sum(tape, &[(&tokens, 1.0), (&pairs, 1.0)])?;
+        Ok(Loss { total, tokens, pairs: Some(pairs) })
+    }
+}
+
+/// A batch as a model takes it.
+pub(crate) fn input(model: &Model, batch: &Batch) -> Result<Input> {
+    let typed = model.spec().segments != Segments::None && !batch.token_types.is_empty();
+    Ok(Input {
+        ids: batch.ids.clone(),
+        spans: Spans::from_lengths(batch.spans.iter().copied()),
+        positions: None,
+        types: typed.then(|| batch.token_types.clone()),
+    })
+}
