@@ -140,7 +140,7 @@ pub(crate) fn activation_name(a: Activation) -> &'static str {
 
 /// The width of a head, or an error that names the field.
 pub(crate) fn d_head(file: &JsonFile, field: &str, d_model: usize, n_heads: usize, width_field: &str) -> Result<usize> {
-    if n_heads == 0 || d_model == 0 || d_model % n_heads != 0 {
+    if n_heads == 0 || d_model == 0 || !d_model.is_multiple_of(n_heads) {
         return Err(file.field_error(field, format!("a positive divisor of {width_field} = {d_model}")).into());
     }
     Ok(d_model / n_heads)

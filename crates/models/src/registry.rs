@@ -139,7 +139,7 @@ impl Dimensions {
         set(&mut spec.d_model, self.d_model);
         set(&mut spec.n_heads, self.n_heads);
         if self.n_heads.is_some() || self.d_model.is_some() {
-            if spec.n_heads == 0 || spec.d_model % spec.n_heads != 0 {
+            if spec.n_heads == 0 || !spec.d_model.is_multiple_of(spec.n_heads) {
                 return Err(Error::Dimension {
                     field: "n_heads",
                     found: spec.n_heads.to_string(),

@@ -208,7 +208,7 @@ impl StackSpec {
                 });
             }
         }
-        if self.n_heads % self.n_kv_heads != 0 {
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return Err(Error::Spec {
                 field: "n_kv_heads",
                 found: self.n_kv_heads.to_string(),
