@@ -10,6 +10,9 @@ pub(crate) enum Start {
     Bias(*const f32),
 }
 
+/// Steps of depth by which B is prefetched.
+const AHEAD: usize = 12;
+
 /// The innermost product: `R` rows by two vectors, the accumulators in registers.
 ///
 /// Element `(i, p)` of A is at `a + i * ARS + p * AKS`; row `p` of B at `b + p * ldb`; `nr` columns are stored.
@@ -56,6 +59,10 @@ pub(crate) unsafe fn micro<S: Simd, const R: usize, const ARS: usize, const AKS:
             for p in 0..kc {
                 let bp = b.add(p * ldb);
                 let (b0, b1) = (S::load(bp), S::load(bp.add(l)));
+                // B comes from the L2 cache: the lines of a later step are asked for now.
+                let ahead = bp.wrapping_add(AHEAD * ldb);
+                S::prefetch(ahead);
+                S::prefetch(ahead.wrapping_add(16));
                 let ap = a.add(p * AKS);
                 for (i, row) in acc.iter_mut().enumerate() {
                     let x = S::splat(*ap.add(i * ARS));

@@ -10,6 +10,7 @@
 
 #![allow(unsafe_code)]
 
+mod few;
 pub(crate) mod micro;
 
 use crate::array::SendPtr;
@@ -24,6 +25,8 @@ use std::cell::RefCell;
 const DEPTH: usize = 384;
 /// Distance of the rows of a packed row-major A panel: not a multiple of the L1 cache's 4 KiB, so that rows do not evict each other.
 const A_STRIDE: usize = DEPTH + 16;
+/// Rows of a transposed A that are packed together: a multiple of every level's rows, three cache lines wide.
+const COLUMNS: usize = 48;
 
 /// A matrix in memory: element `(i, j)` is at `ptr + i * row + j * col`.
 #[derive(Clone, Copy)]
@@ -139,7 +142,7 @@ pub(crate) unsafe fn gemm_then<E: Epilogue>(
     let panels = n.div_ceil(width);
     let mut blocks = n.div_ceil(widest);
     let row_parts = m.div_ceil(1024).max(1);
-    if blocks * row_parts < 2 * threads {
+    if blocks * row_parts < 8 * threads && !(blocks * row_parts).is_multiple_of(threads) {
         blocks = blocks.next_multiple_of(threads).min(panels);
     }
     let block = panels.div_ceil(blocks) * width;
@@ -147,6 +150,13 @@ pub(crate) unsafe fn gemm_then<E: Epilogue>(
     let row_parts = if blocks < threads && m >= 96 { row_parts.max(threads) } else { row_parts };
     let part = m.div_ceil(row_parts).next_multiple_of(12);
     let row_parts = m.div_ceil(part);
+    let is_few = m <= few::most(b);
+    let (block, blocks, part, row_parts) = if is_few {
+        let block = few::block(n, k, b, threads);
+        (block, n.div_ceil(block), m, 1)
+    } else {
+        (block, blocks, part, row_parts)
+    };
     let c = SendPtr(c);
     let small = 2 * m * n * k < 40_000;
     let unit = move |i: usize| {
@@ -236,18 +246,30 @@ unsafe fn unit<S: Simd, const MR: usize, E: Epilogue>(
     scratch: &mut Scratch,
     (epilogue, i_first, j_first): (E, usize, usize),
 ) {
+    if m <= few::most(b) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            few::unit::<S>(m, n, k, a, b, c, ldc, init);
+            for i in 0..m {
+                epilogue.row::<S>(i_first + i, j_first, n, c.add(i * ldc));
+            }
+        }
+        return;
+    }
     let width = 2 * S::LANES;
     let panels = n.div_ceil(width);
     // With few rows, packing B costs more than it saves, if its rows can be read as they lie.
     let direct = b.col == 1 && m <= 2 * MR;
-    scratch.a.resize(16 * A_STRIDE, 0.0);
+    let row_major = a.col == 1;
+    // Rows that are packed together: of a transposed A as many as fill whole cache lines.
+    let together = if row_major { MR } else { COLUMNS };
+    scratch.a.resize((16 * A_STRIDE).max((DEPTH + 16) * COLUMNS), 0.0);
     if !direct {
         let need = panels * width * DEPTH.min(k.max(1));
         if scratch.b.len() < need {
             scratch.b.resize(need, 0.0);
         }
     }
-    let row_major = a.col == 1;
     // SAFETY: indices stay inside the unit's shapes by construction of the loops.
     unsafe {
         let mut p0 = 0;
@@ -266,41 +288,53 @@ unsafe fn unit<S: Simd, const MR: usize, E: Epilogue>(
                 Init::Accumulate => Start::Old,
                 Init::Bias(bias) => Start::Bias(bias.as_ptr()),
             };
-            let mut i0 = 0;
-            while i0 < m {
-                let mr = MR.min(m - i0);
-                pack_a(mr, kc, a.at(i0, p0), a, row_major, scratch.a.as_mut_ptr());
-                // The next panel's rows are asked for while this one is multiplied.
-                let next_rows = if row_major { MR.min(m - i0 - mr) } else { 0 };
-                let next = a.ptr.wrapping_add((i0 + mr) * a.row + p0);
-                for j in 0..panels {
-                    let nr = width.min(n - j * width);
-                    if next_rows > 0 {
-                        let lines = kc.div_ceil(16);
-                        for l in (j * lines / panels)..((j + 1) * lines / panels) {
-                            for r in 0..next_rows {
-                                S::prefetch(next.wrapping_add(r * a.row + l * 16));
+            let next_group = kc * MR + 16;
+            let mut first = 0;
+            while first < m {
+                let rows = together.min(m - first);
+                let packed = scratch.a.as_mut_ptr();
+                if row_major {
+                    pack_rows(rows, kc, a.at(first, p0), a.row, packed);
+                } else {
+                    pack_columns::<S, MR>(rows, kc, a.at(first, p0), a, packed, next_group);
+                }
+                // The lines that the next packing reads are asked for while this one is multiplied.
+                let after = together.min(m - first - rows);
+                let next = a.ptr.wrapping_add((first + rows) * a.row + p0 * a.col);
+                let (lines, across) = if row_major { (kc.div_ceil(16), after) } else { (kc, after.div_ceil(16)) };
+                let steps = panels * rows.div_ceil(MR);
+                let mut step = 0;
+                for i0 in (first..first + rows).step_by(MR) {
+                    let mr = MR.min(first + rows - i0);
+                    for j in 0..panels {
+                        let nr = width.min(n - j * width);
+                        for l in (step * lines / steps)..((step + 1) * lines / steps) {
+                            for r in 0..across {
+                                let at = if row_major { r * a.row + l * 16 } else { l * a.col + r * 16 };
+                                S::prefetch(next.wrapping_add(at));
                             }
                         }
+                        step += 1;
+                        let (bp, ldb) = if direct {
+                            (b.at(p0, j * width), b.row)
+                        } else {
+                            (scratch.b.as_ptr().add(j * width * kc), width)
+                        };
+                        let ap = if row_major { packed } else { packed.add((i0 - first) / MR * next_group) };
+                        let cp = c.add(i0 * ldc + j * width);
+                        let start = match start {
+                            Start::Bias(bias) => Start::Bias(bias.add(j * width)),
+                            other => other,
+                        };
+                        tile::<S, MR>(mr, nr, !direct, kc, ap, row_major, bp, ldb, cp, ldc, start);
                     }
-                    let (bp, ldb) = if direct {
-                        (b.at(p0, j * width), b.row)
-                    } else {
-                        (scratch.b.as_ptr().add(j * width * kc), width)
-                    };
-                    let cp = c.add(i0 * ldc + j * width);
-                    let start = match start {
-                        Start::Bias(bias) => Start::Bias(bias.add(j * width)),
-                        other => other,
-                    };
-                    tile::<S, MR>(mr, nr, !direct, kc, scratch.a.as_ptr(), row_major, bp, ldb, cp, ldc, start);
-                }
-                if p0 + kc >= k {
-                    for i in i0..i0 + mr {
-                        epilogue.row::<S>(i_first + i, j_first, n, c.add(i * ldc));
+                    if p0 + kc >= k {
+                        for i in i0..i0 + mr {
+                            epilogue.row::<S>(i_first + i, j_first, n, c.add(i * ldc));
+                        }
                     }
                 }
-                i0 += mr;
+                first += rows;
             }
             p0 += kc;
             if p0 >= k {
@@ -345,19 +379,43 @@ unsafe fn pack_b<S: Simd>(kc: usize, nr: usize, src: *const f32, b: Mat, dst: *m
     }
 }
 
-/// Packs a panel of A: rows one after the other when A is row-major, else columns of `mr`.
+/// Packs a panel of a row-major A: its rows one after the other.
 #[inline(always)]
-unsafe fn pack_a(mr: usize, kc: usize, src: *const f32, a: Mat, row_major: bool, dst: *mut f32) {
-    // SAFETY: the panel's elements exist in A, and dst has room for 16 rows of A_STRIDE floats.
+unsafe fn pack_rows(mr: usize, kc: usize, src: *const f32, stride: usize, dst: *mut f32) {
+    for i in 0..mr {
+        // SAFETY: the rows exist in A, and dst has room for 16 rows of A_STRIDE floats.
+        unsafe { std::ptr::copy_nonoverlapping(src.add(i * stride), dst.add(i * A_STRIDE), kc) };
+    }
+}
+
+/// Packs up to [`COLUMNS`] rows of a transposed A, whose elements lie side by side for each depth, into groups of `MR` rows,
+/// `next` floats apart, each depth-major.
+#[inline(always)]
+unsafe fn pack_columns<S: Simd, const MR: usize>(
+    rows: usize,
+    kc: usize,
+    src: *const f32,
+    a: Mat,
+    dst: *mut f32,
+    next: usize,
+) {
+    // SAFETY: the elements exist in A; each group has room for kc * MR floats and one vector more.
     unsafe {
-        if row_major {
-            for i in 0..mr {
-                std::ptr::copy_nonoverlapping(src.add(i * a.row), dst.add(i * A_STRIDE), kc);
+        if a.row == 1 && rows == COLUMNS {
+            for p in 0..kc {
+                let from = src.add(p * a.col);
+                let to = dst.add(p * MR);
+                // Whole vectors are stored: what is too much is overwritten by the next depth's.
+                for g in 0..COLUMNS / MR - 1 {
+                    S::store(to.add(g * next), S::load(from.add(g * MR)));
+                }
+                let g = COLUMNS / MR - 1;
+                S::store(to.add(g * next), S::load_n(from.add(g * MR), MR));
             }
         } else {
             for p in 0..kc {
-                for i in 0..mr {
-                    *dst.add(p * mr + i) = *src.add(i * a.row + p * a.col);
+                for i in 0..rows {
+                    *dst.add(i / MR * next + p * MR + i % MR) = *src.add(i * a.row + p * a.col);
                 }
             }
         }
@@ -388,7 +446,7 @@ unsafe fn tile<S: Simd, const MR: usize>(
                     if row_major {
                         micro::<S, $r, A_STRIDE, 1>(nr, padded, kc, a, b, ldb, c, ldc, start)
                     } else {
-                        micro::<S, $r, 1, $r>(nr, padded, kc, a, b, ldb, c, ldc, start)
+                        micro::<S, $r, 1, MR>(nr, padded, kc, a, b, ldb, c, ldc, start)
                     }
                 },)*
                 _ => {}

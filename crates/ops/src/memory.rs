@@ -1,0 +1,226 @@
+//! An allocator for programs that train or serve: large buffers are kept when they are freed and lie on huge pages.
+//!
+//! A training step allocates and frees the same large buffers again and again. Given back to the operating system, each comes
+//! back as pages that must be faulted in and zeroed one by one. A binary opts in with
+//!
+//! ```
+//! #[global_allocator]
+//! static ALLOCATOR: genus_ops::memory::Recycler = genus_ops::memory::Recycler;
+//! # fn main() { assert!(vec![1u8; 8 << 20].iter().all(|&x| x == 1)); }
+//! ```
+//!
+//! What is kept and what is in use together never exceed the most that was in use at one time.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// The system's allocator below 4 MiB, recycled huge pages from there on (on Unix; elsewhere the system's allocator alone).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recycler;
+
+#[cfg(unix)]
+mod large {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// Size of a huge page.
+    const PAGE: usize = 2 << 20;
+    /// Blocks kept at most.
+    const SLOTS: usize = 512;
+
+    /// Freed blocks, oldest first, and the account of bytes.
+    struct Kept {
+        blocks: [(usize, usize); SLOTS],
+        len: usize,
+        kept: usize,
+        live: usize,
+        peak: usize,
+    }
+
+    static KEPT: Mutex<Kept> = Mutex::new(Kept { blocks: [(0, 0); SLOTS], len: 0, kept: 0, live: 0, peak: 0 });
+
+    fn lock() -> MutexGuard<'static, Kept> {
+        KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The size of the block that serves `size` bytes: few distinct sizes, so that buffers of similar batches share blocks, with
+    /// at most an eighth of (untouched) excess.
+    pub fn class(size: usize) -> usize {
+        size.next_multiple_of((size.next_power_of_two() / 16).max(PAGE))
+    }
+
+    impl Kept {
+        fn remove(&mut self, i: usize) -> (usize, usize) {
+            let block = self.blocks[i];
+            self.blocks.copy_within(i + 1..self.len, i);
+            self.len -= 1;
+            self.kept -= block.1;
+            block
+        }
+    }
+
+    /// A block of `class(size)` bytes on a huge page's boundary, and whether it is fresh (and so zero); null when memory is short.
+    pub fn take(size: usize) -> (*mut u8, bool) {
+        let size = class(size);
+        {
+            let mut k = lock();
+            k.live += size;
+            k.peak = k.peak.max(k.live);
+            // The youngest first: its pages are the likeliest to be in a cache.
+            if let Some(i) = (0..k.len).rev().find(|&i| k.blocks[i].1 == size) {
+                return (k.remove(i).0 as *mut u8, false);
+            }
+            trim(&mut k);
+        }
+        let ptr = map(size);
+        if ptr.is_null() {
+            lock().live -= size;
+        }
+        (ptr, true)
+    }
+
+    /// Takes a block back.
+    pub fn give(ptr: *mut u8, size: usize) {
+        let size = class(size);
+        let mut k = lock();
+        k.live -= size;
+        if k.len == SLOTS {
+            let (p, s) = k.remove(0);
+            unmap(p, s);
+        }
+        let at = k.len;
+        k.blocks[at] = (ptr as usize, size);
+        k.len += 1;
+        k.kept += size;
+        trim(&mut k);
+    }
+
+    /// Gives the oldest blocks back to the system while more is held than was ever in use.
+    fn trim(k: &mut Kept) {
+        while k.len > 0 && k.live + k.kept > k.peak {
+            let (p, s) = k.remove(0);
+            unmap(p, s);
+        }
+    }
+
+    fn map(size: usize) -> *mut u8 {
+        let all = size + PAGE;
+        // SAFETY: a new anonymous mapping; the parts before and behind the aligned block are returned at once.
+        unsafe {
+            let p = libc::mmap(
+                std::ptr::null_mut(),
+                all,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            if p == libc::MAP_FAILED {
+                return std::ptr::null_mut();
+            }
+            let start = (p as usize).next_multiple_of(PAGE);
+            unmap(p as usize, start - p as usize);
+            unmap(start + size, p as usize + all - start - size);
+            #[cfg(target_os = "linux")]
+            libc::madvise(start as *mut libc::c_void, size, libc::MADV_HUGEPAGE);
+            start as *mut u8
+        }
+    }
+
+    fn unmap(start: usize, size: usize) {
+        if size > 0 {
+            // SAFETY: a part of a mapping that `map` made and that nobody uses any more.
+            unsafe { libc::munmap(start as *mut libc::c_void, size) };
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn classes_hold_what_they_serve_with_little_excess() {
+            for size in [4 << 20, (4 << 20) + 1, 6_291_456, 25_165_824, 154_389_504, 205_852_672] {
+                let c = class(size);
+                assert!(c >= size && c % PAGE == 0 && c <= size + (size / 8).max(PAGE), "{size} {c}");
+            }
+        }
+
+        #[test]
+        fn a_freed_block_comes_back() {
+            let size = 37 << 20;
+            let (p, fresh) = take(size);
+            assert!(fresh && !p.is_null() && (p as usize).is_multiple_of(PAGE));
+            // SAFETY: the block has `size` bytes.
+            unsafe { p.write_bytes(7, size) };
+            give(p, size);
+            let (q, fresh) = take(size);
+            assert!(!fresh && q == p);
+            give(q, size);
+            // SAFETY: the kept block is still mapped.
+            assert_eq!(unsafe { *q }, 7);
+        }
+    }
+}
+
+/// From here on buffers are recycled.
+#[cfg(unix)]
+const LARGE: usize = 4 << 20;
+
+// SAFETY: large blocks are exclusive mappings of at least the asked size, aligned to 2 MiB; all else is the system's.
+unsafe impl GlobalAlloc for Recycler {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        #[cfg(unix)]
+        if layout.size() >= LARGE && layout.align() <= 4096 {
+            return large::take(layout.size()).0;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        #[cfg(unix)]
+        if layout.size() >= LARGE && layout.align() <= 4096 {
+            let (p, fresh) = large::take(layout.size());
+            if !fresh {
+                // SAFETY: the block has that many bytes.
+                unsafe { p.write_bytes(0, layout.size()) };
+            }
+            return p;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        #[cfg(unix)]
+        if layout.size() >= LARGE && layout.align() <= 4096 {
+            return large::give(ptr, layout.size());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        #[cfg(unix)]
+        {
+            let (old, new) = (layout.size() >= LARGE, new_size >= LARGE);
+            if layout.align() <= 4096 && (old || new) {
+                if old && new && large::class(layout.size()) == large::class(new_size) {
+                    return ptr;
+                }
+                // SAFETY: the caller's promise: the sizes are valid for the layout's alignment, and the block is the caller's.
+                unsafe {
+                    let to = self.alloc(Layout::from_size_align_unchecked(new_size, layout.align()));
+                    if !to.is_null() {
+                        std::ptr::copy_nonoverlapping(ptr, to, layout.size().min(new_size));
+                        self.dealloc(ptr, layout);
+                    }
+                    return to;
+                }
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(ptr, layout, new_size) }
+    }
+}
