@@ -1,6 +1,7 @@
 //! Rates of the matrix products of a GPT-2 124M training step, beside the machine's ceiling and the `gemm` crate.
 //!
-//! `cargo run --release -p genus-ops --example gemm_rate [-- seconds a product]`
+//! `cargo run --release -p genus-ops --example gemm_rate [-- seconds a product]`. The crate is built with its default features:
+//! on AVX-512 machines it needs `x86-v4` beside the version in `Cargo.toml` for a fair comparison.
 
 use genus_ops::{pool, roofline};
 use std::time::Instant;

@@ -142,7 +142,7 @@ mod large {
         fn classes_hold_what_they_serve_with_little_excess() {
             for size in [4 << 20, (4 << 20) + 1, 6_291_456, 25_165_824, 154_389_504, 205_852_672] {
                 let c = class(size);
-                assert!(c >= size && c % PAGE == 0 && c <= size + (size / 8).max(PAGE), "{size} {c}");
+                assert!(c >= size && c.is_multiple_of(PAGE) && c <= size + (size / 8).max(PAGE), "{size} {c}");
             }
         }
 
