@@ -142,13 +142,13 @@ pub enum Error {
     Text(Box<genus_text::TextError>),
     /// The model.
     #[error(transparent)]
-    Model(#[from] genus_models::Error),
+    Model(Box<genus_models::Error>),
     /// A block of the model.
     #[error(transparent)]
-    Block(#[from] genus_models::nn::Error),
+    Block(Box<genus_models::nn::Error>),
     /// A file of a checkpoint.
     #[error(transparent)]
-    Checkpoint(#[from] genus_checkpoint::Error),
+    Checkpoint(Box<genus_checkpoint::Error>),
     /// An operation.
     #[error(transparent)]
     Op(#[from] genus_ops::Error),
@@ -157,11 +157,21 @@ pub enum Error {
 /// Result of training.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-impl From<genus_text::TextError> for Error {
-    fn from(e: genus_text::TextError) -> Self {
-        Error::Text(Box::new(e))
-    }
+macro_rules! boxed {
+    ($($variant:ident: $source:ty),*) => {
+        $(impl From<$source> for Error {
+            fn from(e: $source) -> Self {
+                Error::$variant(Box::new(e))
+            }
+        })*
+    };
 }
+boxed!(
+    Text: genus_text::TextError,
+    Model: genus_models::Error,
+    Block: genus_models::nn::Error,
+    Checkpoint: genus_checkpoint::Error
+);
 
 impl Error {
     /// A field of the configuration with an impossible value.

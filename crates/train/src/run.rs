@@ -84,14 +84,11 @@ pub(crate) fn write_config(folder: &Path, config: &TrainConfig) -> Result<()> {
 fn within(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut failure = None;
     let result = atomic_folder(path, |tmp| {
-        fill(tmp).map_err(|e| match e {
-            Error::Checkpoint(e) | Error::Model(genus_models::Error::Checkpoint(e)) => e,
-            other => {
-                let what = "folder".to_owned();
-                let e = genus_checkpoint::Error::Argument { what, found: other.to_string(), expected: "none".into() };
-                failure = Some(other);
-                e
-            }
+        fill(tmp).map_err(|e| {
+            let what = "folder".to_owned();
+            let e2 = genus_checkpoint::Error::Argument { what, found: e.to_string(), expected: "no error".into() };
+            failure = Some(e);
+            e2
         })
     });
     match failure {
