@@ -1,4 +1,4 @@
-//! Measures GPT-2 of a published size with random weights: `cargo run --release -p genus-infer --example measure -- gpt2`.
+//! Measures GPT-2 of a published size with random weights: `cargo run --release -p genus-infer --example measure -- gpt2 [WORKLOAD]`.
 
 use genus_infer::bench::{Ceilings, Report, Runs, decode, forward, prefill};
 use genus_models::{Model, find_preset};
@@ -8,12 +8,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (family, preset) = find_preset(&name)?;
     let model = Model::random(family, (preset.spec)(), family.default_task(), 1)?;
     let runs = Runs { warm_up: 1, timed: 3 };
-    let all = [
-        ("forward 2x256", forward(&model, 2, 256, runs)?),
-        ("prefill 512", prefill(&model, 512, runs)?),
-        ("decode 1x16+32", decode(&model, 1, 16, 32, runs)?),
-        ("decode 8x16+16", decode(&model, 8, 16, 16, runs)?),
-    ];
+    let only = std::env::args().nth(2).unwrap_or_default();
+    let mut all = Vec::new();
+    for kind in ["forward", "prefill", "decode", "decode-8"].into_iter().filter(|k| only.is_empty() || *k == only) {
+        all.push(match kind {
+            "forward" => ("forward 2x256", forward(&model, 2, 256, runs)?),
+            "prefill" => ("prefill 512", prefill(&model, 512, runs)?),
+            "decode" => ("decode 1x16+32", decode(&model, 1, 16, 32, runs)?),
+            _ => ("decode 8x16+16", decode(&model, 8, 16, 16, runs)?),
+        });
+    }
     let ceilings = Ceilings::measure();
     for (workload, m) in all {
         let r = Report::new(&name, &model, workload, &m, ceilings);
