@@ -4,7 +4,7 @@
 //!   [`Hooks`] hear of every step, evaluation and checkpoint.
 //! * [`Trainer`] is what the loop repeats: batches in, one update of the weights out.
 //! * [`Objective`] turns a model and a batch into a loss; models know nothing of objectives.
-//! * [`bench`] times training steps.
+//! * [`mod@bench`] times training steps.
 //!
 //! A run folder holds `config.toml` (the effective configuration), `metrics.jsonl`, a TensorBoard event file, `tokenizer/`,
 //! and `checkpoint-<step>/`: each a loadable model folder that also carries the state of training.

@@ -69,10 +69,9 @@ pub(crate) fn expect_empty(folder: &Path) -> Result<()> {
 
 /// Writes the configuration and the tokenizer of a run.
 pub(crate) fn write_frame(folder: &Path, config: &TrainConfig, tokenizer: &Tokenizer, n_ctx: usize) -> Result<()> {
-    // The configuration last: it is what makes the folder a run.
-    let path = folder.join(TOKENIZER);
-    within(&path, |tmp| Ok(tokenizer.save(tmp, Some(n_ctx))?))?;
-    write_config(folder, config)
+    // The configuration first: it is what makes the folder a run, which can be resumed if it dies before the tokenizer is there.
+    write_config(folder, config)?;
+    within(&folder.join(TOKENIZER), |tmp| Ok(tokenizer.save(tmp, Some(n_ctx))?))
 }
 
 /// Writes the configuration of a run.

@@ -89,8 +89,9 @@ pub fn resume(steps: Option<u64>, options: &RunOptions, hooks: &mut dyn Hooks) -
     }
     let Some((step, checkpoint)) = latest.found else {
         hooks.on_message("the run has no checkpoint yet: it starts again from the beginning");
-        let tokenizer = Tokenizer::open(folder.join(run::TOKENIZER))?;
-        return fresh(&config, Some(tokenizer), options, hooks);
+        let path = folder.join(run::TOKENIZER);
+        let tokenizer = if path.is_dir() { Some(Tokenizer::open(path)?) } else { None };
+        return fresh(&config, tokenizer, options, hooks);
     };
     if config.steps < step {
         return Err(Error::config("steps", config.steps, format!("at least {step}, where the run is already")));

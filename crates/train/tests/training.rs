@@ -299,11 +299,13 @@ fn resuming_after_each_checkpoint_is_the_same_run() {
         assert_eq!((log.steps[0].step, outcome.step), (7, 8));
         assert!(log.messages[0].contains("checkpoint of step 8 is passed over"), "{:?}", log.messages);
         assert_same_run(&whole, &run, 8);
-        // Without any checkpoint it starts again.
-        let run = dir.path().join(format!("{name}-none"));
-        copy(&whole, &run, &|n| !n.starts_with("checkpoint-"));
-        resume(&run).unwrap();
-        assert_same_run(&whole, &run, 8);
+        // Without any checkpoint it starts again, also when nothing but the configuration was written.
+        for keep in ["", "config.toml"] {
+            let run = dir.path().join(format!("{name}-none-{keep}"));
+            copy(&whole, &run, &|n| !n.starts_with("checkpoint-") && (keep.is_empty() || n == keep));
+            resume(&run).unwrap();
+            assert_same_run(&whole, &run, 8);
+        }
     }
 }
 
