@@ -3,7 +3,7 @@
 //! `cargo run --release -p genus-ops --example gemm_rate [-- seconds a product]`. The crate is built with its default features:
 //! on AVX-512 machines it needs `x86-v4` beside the version in `Cargo.toml` for a fair comparison.
 
-use genus_ops::{pool, roofline};
+use genus_ops::{ceiling, pool, product};
 use std::time::Instant;
 
 #[global_allocator]
@@ -25,7 +25,7 @@ fn main() {
     let seconds: f64 = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(0.5);
     let threads = pool::threads();
     println!("{threads} threads, level {:?}", genus_ops::level());
-    println!("ceiling: {:.1} GFLOP/s", roofline::fma_peak(seconds) / 1e9);
+    println!("ceiling: {:.1} GFLOP/s", ceiling::fma_flops() / 1e9);
     println!("{:<34}{:>12}{:>12}", "m x n x k (transposed operands)", "genus", "gemm crate");
     let (mut time, mut crate_time, mut flops) = (0.0, 0.0, 0.0);
     // Rows, columns, depth, A transposed, B transposed, how often a step has it.
@@ -41,7 +41,7 @@ fn main() {
     for (m, n, k, ta, tb, times) in shapes {
         let data = |n: usize| (0..n).map(|i| ((i * 7919) % 1000) as f32 / 1000.0 - 0.5).collect::<Vec<f32>>();
         let (a, b, mut c) = (data(m * k), data(k * n), vec![0f32; m * n]);
-        let ours = median(seconds, || roofline::product([m, n, k], &a, ta, &b, tb, &mut c));
+        let ours = median(seconds, || product([m, n, k], &a, ta, &b, tb, &mut c));
         let strides = |rows: usize, cols: usize, t: bool| if t { (1, rows as isize) } else { (cols as isize, 1) };
         let ((ar, ac), (br, bc)) = (strides(m, k, ta), strides(k, n, tb));
         // SAFETY: the strides are those of matrices of the slices' sizes.
@@ -86,17 +86,17 @@ fn main() {
     let layers: Vec<Vec<f32>> = (0..12).flat_map(|_| widths.map(|(i, o)| vec![0.5f32; i * o])).collect();
     let vocabulary = vec![0.5f32; 50257 * 768];
     let mut y = vec![0f32; 50257];
-    println!("reading: {:.1} GB/s", roofline::read_bandwidth(&vocabulary, seconds) / 1e9);
+    println!("reading: {:.1} GB/s", ceiling::read_bytes() / 1e9);
     for rows in [1, 4, 8, 16] {
         let x: Vec<f32> = (0..rows * 3072).map(|i| x[i % 3072]).collect();
         y.resize(rows * 50257, 0.0);
         let layer_time = median(seconds, || {
             for (w, (i, o)) in layers.iter().zip(widths.iter().cycle()) {
-                roofline::product([rows, *o, *i], &x[..rows * i], false, w, false, &mut y[..rows * o]);
+                product([rows, *o, *i], &x[..rows * i], false, w, false, &mut y[..rows * o]);
             }
         });
         let vocabulary_time = median(seconds, || {
-            roofline::product([rows, 50257, 768], &x[..rows * 768], false, &vocabulary, true, &mut y);
+            product([rows, 50257, 768], &x[..rows * 768], false, &vocabulary, true, &mut y);
         });
         let gb = |n: usize, t: f64| n as f64 * 4.0 / t / 1e9;
         println!(

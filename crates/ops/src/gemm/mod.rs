@@ -112,6 +112,19 @@ pub(crate) unsafe fn gemm(m: usize, n: usize, k: usize, a: Mat, b: Mat, c: *mut 
     unsafe { gemm_then(m, n, k, a, b, c, ldc, init, ()) }
 }
 
+/// `c = a b`, all row-major, for `a` `[m, k]` and `b` `[k, n]`, each stored transposed if said so: the product that the
+/// operations use, for measurements.
+///
+/// # Panics
+/// When a slice's length does not fit.
+#[allow(clippy::too_many_arguments)]
+pub fn product([m, n, k]: [usize; 3], a: &[f32], a_transposed: bool, b: &[f32], b_transposed: bool, c: &mut [f32]) {
+    assert!(a.len() == m * k && b.len() == k * n && c.len() == m * n);
+    let view = |x: &[f32], rows, cols, t| if t { Mat::rows(x.as_ptr(), rows).t() } else { Mat::rows(x.as_ptr(), cols) };
+    // SAFETY: sizes checked above.
+    unsafe { gemm(m, n, k, view(a, m, k, a_transposed), view(b, k, n, b_transposed), c.as_mut_ptr(), n, Init::Zero) }
+}
+
 /// As [`gemm`], with something done to each row segment of C when it is complete.
 ///
 /// # Safety
