@@ -3,22 +3,11 @@
 use std::path::PathBuf;
 
 use genus_text::{Corpus, CorpusOptions, CorpusStats, DocumentSplit};
+use genus_train::DocumentKind;
 
 use crate::options::options;
 use crate::progress::{bytes, grouped};
 use crate::report::Usage;
-
-/// What a document is in a text file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Documents {
-    /// A file is a document.
-    File,
-    /// Blank lines separate documents.
-    BlankLines,
-    /// Every line is a document.
-    Lines,
-}
 
 options!(
     /// Which text is read, and how.
@@ -29,9 +18,9 @@ options!(
         /// Field of JSON objects or column of Parquet files that holds the text.
         #[arg(value_name = "NAME")]
         value text_field: String = "text".to_owned(),
-        /// What a document is in a text file.
-        #[arg(value_enum)]
-        value documents: Documents = Documents::File,
+        /// What a document is in a text file: the file, what blank lines separate, or each line.
+        #[arg(value_name = "file|blank-lines|lines")]
+        value documents: DocumentKind = DocumentKind::File,
     }
 );
 
@@ -39,9 +28,9 @@ impl Data {
     /// How files are read.
     pub(crate) fn options(&self) -> CorpusOptions {
         let split = match self.documents {
-            Documents::File => DocumentSplit::File,
-            Documents::BlankLines => DocumentSplit::BlankLines,
-            Documents::Lines => DocumentSplit::Lines,
+            DocumentKind::File => DocumentSplit::File,
+            DocumentKind::BlankLines => DocumentSplit::BlankLines,
+            DocumentKind::Lines => DocumentSplit::Lines,
         };
         CorpusOptions { text_field: self.text_field.clone(), split }
     }

@@ -15,10 +15,12 @@ pub mod corpus;
 mod data;
 mod global;
 pub mod interrupt;
+mod model;
 pub mod options;
 pub mod progress;
 mod report;
 mod source;
+mod training;
 
 use global::Global;
 use options::{Args, Layers, Options};

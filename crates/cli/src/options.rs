@@ -190,19 +190,23 @@ impl Layers {
 
     /// The group's final values.
     pub fn resolve<O: Options>(&self) -> Result<O, OptionError> {
-        let mut own = Table::new();
-        for key in O::KEYS {
-            if let Some(value) = self.table.get(&key.name()) {
-                own.insert(key.field.to_owned(), value.clone());
-            }
-        }
-        let flags: O::Flags = own.try_into().map_err(|e: toml::de::Error| OptionError::Value {
+        let flags: O::Flags = self.table(O::KEYS).try_into().map_err(|e: toml::de::Error| OptionError::Value {
             origin: "options".into(),
             line: None,
             key: String::new(),
             message: e.message().to_owned(),
         })?;
         Ok(O::from_flags(flags))
+    }
+
+    /// The values of `keys`, under the names of their fields.
+    pub fn table<'k>(&self, keys: impl IntoIterator<Item = &'k Key>) -> Table {
+        keys.into_iter().filter_map(|k| Some((k.field.to_owned(), self.table.get(&k.name())?.clone()))).collect()
+    }
+
+    /// All keys that a layer so far sets.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.table.keys().map(String::as_str)
     }
 
     /// Whether any layer so far sets `key`.

@@ -45,6 +45,12 @@ impl Progress {
     /// Shows that `done` pieces are done, with `detail` (figures of the work) after the count and the time left after that.
     pub fn update(&mut self, done: u64, detail: &str) {
         let first = *self.first.get_or_insert(done);
+        let left = self.time_left(first, done);
+        self.show(done, detail, left);
+    }
+
+    /// As [`Progress::update`], with a time left that the caller knows better.
+    pub fn show(&mut self, done: u64, detail: &str, left: Option<Duration>) {
         let mut message = match self.total {
             Some(total) => format!("{}/{}", (self.show)(done), (self.show)(total)),
             None => (self.show)(done),
@@ -53,7 +59,7 @@ impl Progress {
             message.push_str("  ");
             message.push_str(detail);
         }
-        if let Some(left) = self.time_left(first, done) {
+        if let Some(left) = left {
             message.push_str(&format!("  {} left", duration(left)));
         }
         if self.live {

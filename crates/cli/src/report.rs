@@ -39,7 +39,9 @@ pub(crate) fn finish(result: anyhow::Result<()>) -> ExitCode {
     }
     if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
         // The message cannot be shown if standard error is gone; there is no one else to tell.
-        let _ = writeln!(anstream::stderr(), "{interrupted}");
+        if !interrupted.0.is_empty() {
+            let _ = writeln!(anstream::stderr(), "{interrupted}");
+        }
         return ExitCode::from(130);
     }
     let _ = write!(anstream::stderr(), "{}", describe(&error));
@@ -72,6 +74,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
                 .downcast_ref::<serde_json::Error>()
                 .is_some_and(|e| e.io_error_kind() == Some(io::ErrorKind::BrokenPipe))
     })
+}
+
+/// How the user called the program: for commands to go on with.
+pub(crate) fn program() -> &'static str {
+    // `cargo run` tells the program where cargo is.
+    if std::env::var_os("CARGO").is_some() { "cargo run --release --" } else { "genus" }
 }
 
 /// Writes one JSON value as one line on standard output.

@@ -2,25 +2,45 @@
 
 use crate::Context;
 
+mod bench;
 mod convert;
+mod embed;
+mod forward;
+mod generate;
+mod quickstart;
 mod tokenizer;
+mod train;
+mod train_options;
 mod tree;
 
 /// What can be done.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    Quickstart(quickstart::Quickstart),
     Tree(tree::Tree),
+    Train(Box<train::Train>),
+    Generate(generate::Generate),
+    Embed(embed::Embed),
+    Forward(forward::Forward),
     Convert(convert::Convert),
     #[command(subcommand)]
     Tokenizer(tokenizer::TokenizerCommand),
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 impl Command {
     pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
         match self {
+            Self::Quickstart(command) => command.run(context),
             Self::Tree(command) => command.run(context),
+            Self::Train(command) => command.run(context),
+            Self::Generate(command) => command.run(context),
+            Self::Embed(command) => command.run(context),
+            Self::Forward(command) => command.run(context),
             Self::Convert(command) => command.run(context),
             Self::Tokenizer(command) => command.run(context),
+            Self::Bench(command) => command.run(context),
         }
     }
 }

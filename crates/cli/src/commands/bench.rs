@@ -1,0 +1,305 @@
+//! `genus bench`: speed beside the machine's ceilings.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use genus_infer::bench::{self, Ceilings, Measured, Report, Runs};
+use genus_infer::{EmbedOptions, encode_lines, read_lines};
+use genus_models::{Dimensions, Model, Task, find_preset};
+use genus_nn::Attend;
+use genus_text::Tokenizer;
+use genus_train::Objective;
+use genus_train::bench::{Timing, natural_batch, random_batch, train_step};
+
+use crate::Context;
+use crate::model;
+use crate::progress::{bytes, grouped, short_count};
+use crate::report::{Usage, json_line};
+
+/// Measure training steps, forward passes, reading prompts or decoding, beside the machine's ceilings.
+///
+/// Ceilings are taken in the same run with the same threads: multiply-adds in registers, and reading memory. Operations are those of the matrix
+/// products that the definition needs; a training step counts three times its forward pass.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Bench {
+    Train(TrainBench),
+    Forward(ForwardBench),
+    Prefill(PrefillBench),
+    Decode(DecodeBench),
+}
+
+/// What is measured, and how often.
+#[derive(Debug, clap::Args)]
+struct Subject {
+    /// Preset (random weights; `genus tree` lists them), folder or hub id.
+    #[arg(value_name = "PRESET|MODEL")]
+    model: String,
+    /// Runs that are timed; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+    /// Runs before them that are not.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warm_up: usize,
+    /// Number of layers, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    n_layers: Option<usize>,
+    /// Width, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    d_model: Option<usize>,
+    /// Number of heads, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    n_heads: Option<usize>,
+    /// Width inside the feed-forward network, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    d_ff: Option<usize>,
+    /// Number of tokens, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    vocab_size: Option<usize>,
+    /// Longest sequence, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    n_ctx: Option<usize>,
+}
+
+/// What goes through the model.
+#[derive(Debug, clap::Args)]
+struct Rows {
+    /// Sequences in a batch.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    batch: usize,
+    /// Tokens of each.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    context: usize,
+    /// Text file: its lines, at their natural lengths, instead of random tokens.
+    #[arg(long, value_name = "FILE", conflicts_with = "context")]
+    lines: Option<PathBuf>,
+    /// Tokenizer for --lines: a folder, or bytes; without it, the model's own.
+    #[arg(long, value_name = "TOKENIZER", requires = "lines")]
+    tokenizer: Option<String>,
+}
+
+/// Training steps: forward, backward, clipping to norm 1, AdamW, without dropout; data already in memory.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TrainBench {
+    #[command(flatten)]
+    subject: Subject,
+    #[command(flatten)]
+    rows: Rows,
+    /// causal, masked or pretraining; without it, what the model was published with.
+    #[arg(long, value_name = "OBJECTIVE")]
+    objective: Option<Objective>,
+}
+
+/// Forward passes; with --lines, text in and vectors out, tokenising included.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ForwardBench {
+    #[command(flatten)]
+    subject: Subject,
+    #[command(flatten)]
+    rows: Rows,
+    /// What the model is loaded for; without it, causal-lm for a decoder and base for an encoder.
+    #[arg(long, value_name = "TASK")]
+    task: Option<Task>,
+}
+
+/// Reading a prompt, to the first new token.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PrefillBench {
+    #[command(flatten)]
+    subject: Subject,
+    /// Tokens of the prompt.
+    #[arg(long, value_name = "P", default_value_t = 512)]
+    prompt_tokens: usize,
+}
+
+/// Greedy decoding with the cache.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DecodeBench {
+    #[command(flatten)]
+    subject: Subject,
+    /// Sequences decoded together.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
+    /// Tokens of each prompt.
+    #[arg(long, value_name = "P", default_value_t = 32)]
+    prompt_tokens: usize,
+    /// Tokens that each gets.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    new_tokens: usize,
+}
+
+impl Subject {
+    fn runs(&self) -> Runs {
+        Runs { warm_up: self.warm_up, timed: self.runs }
+    }
+
+    fn open(&self, task: Option<Task>, seed: u64) -> anyhow::Result<(Model, Option<PathBuf>)> {
+        let dimensions = Dimensions {
+            n_layers: self.n_layers,
+            d_model: self.d_model,
+            n_heads: self.n_heads,
+            d_ff: self.d_ff,
+            vocab_size: self.vocab_size,
+            n_ctx: self.n_ctx,
+        };
+        if self.runs == 0 {
+            return Err(Usage("--runs 0: expected at least 1".into()).into());
+        }
+        model::open_or_random(&self.model, task, &dimensions, seed)
+    }
+}
+
+impl Rows {
+    fn tokenizer(&self, folder: Option<&Path>) -> anyhow::Result<Tokenizer> {
+        match (&self.tokenizer, folder) {
+            (Some(name), _) => super::tokenizer::open(name),
+            (None, Some(folder)) => model::tokenizer(folder, "or choose one with --tokenizer"),
+            (None, None) => bail!("a preset has no tokenizer: choose one for --lines with --tokenizer FOLDER"),
+        }
+    }
+}
+
+impl Bench {
+    pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
+        let seed = context.global()?.seed;
+        let (subject, model, workload, measured) = match self {
+            Self::Train(b) => b.measure(seed)?,
+            Self::Forward(b) => b.measure(seed)?,
+            Self::Prefill(b) => {
+                let (model, _) = b.subject.open(Some(Task::CausalLm), seed)?;
+                let measured = bench::prefill(&model, b.prompt_tokens, b.subject.runs())?;
+                (b.subject, model, format!("prefill {}", b.prompt_tokens), measured)
+            }
+            Self::Decode(b) => {
+                let (model, _) = b.subject.open(Some(Task::CausalLm), seed)?;
+                let measured = bench::decode(&model, b.batch, b.prompt_tokens, b.new_tokens, b.subject.runs())?;
+                let workload = format!("decode {}x{} after {}", b.batch, b.new_tokens, b.prompt_tokens);
+                (b.subject, model, workload, measured)
+            }
+        };
+        // After the workload, so that their memory is not the workload's.
+        let report = Report::new(&subject.model, &model, workload, &measured, Ceilings::measure());
+        if context.json { json_line(&report) } else { print(&report, &measured, model.count()) }
+    }
+}
+
+type Measurement = (Subject, Model, String, Measured);
+
+impl TrainBench {
+    fn measure(self, seed: u64) -> anyhow::Result<Measurement> {
+        let (model, folder) = self.subject.open(self.objective.map(Objective::task), seed)?;
+        let Some(objective) = Objective::of(model.task()) else {
+            bail!("{}: the task {} has no objective; choose one with --objective", self.subject.model, model.task());
+        };
+        let (batches, workload) = match &self.rows.lines {
+            None => {
+                let (batch, context) = (self.rows.batch, self.rows.context);
+                (vec![random_batch(model.spec(), objective, batch, context, seed)?], format!("train {batch}x{context}"))
+            }
+            Some(file) => {
+                let tokenizer = self.rows.tokenizer(folder.as_deref())?;
+                let (mut ids, _) = encode_lines(&tokenizer, &read_lines(file)?, model.spec().n_ctx)?;
+                ids.retain(|line| !line.is_empty());
+                if self.rows.batch == 0 {
+                    return Err(Usage("--batch 0: expected at least 1".into()).into());
+                }
+                let batches = ids.chunks(self.rows.batch).map(|rows| natural_batch(objective, rows, seed));
+                let batches = batches.collect::<Result<Vec<_>, _>>()?;
+                (batches, format!("train lines in batches of {}", self.rows.batch))
+            }
+        };
+        let timing = Timing { warmup: self.subject.warm_up, runs: self.subject.runs };
+        let r = train_step(&model, objective, &batches, timing)?;
+        let measured = Measured {
+            tokens: r.tokens as usize,
+            flops: r.flops,
+            seconds: r.seconds,
+            peak_rss_bytes: r.peak_rss_bytes,
+            ..Measured::default()
+        };
+        Ok((self.subject, model, workload, measured))
+    }
+}
+
+impl ForwardBench {
+    fn measure(self, seed: u64) -> anyhow::Result<Measurement> {
+        let task = match (self.task, find_preset(&self.subject.model)) {
+            (Some(task), _) => Some(task),
+            (None, _) if self.rows.lines.is_some() => Some(Task::Base),
+            (None, Ok((_, preset))) if (preset.spec)().attend == Attend::All => Some(Task::Base),
+            (None, _) => None,
+        };
+        let (model, folder) = self.subject.open(task, seed)?;
+        let runs = self.subject.runs();
+        if let Some(file) = &self.rows.lines {
+            let tokenizer = self.rows.tokenizer(folder.as_deref())?;
+            let options = match &folder {
+                Some(folder) => EmbedOptions::open(folder)?,
+                None => EmbedOptions::default(),
+            };
+            let lines = read_lines(file)?;
+            let measured = bench::lines(&model, &tokenizer, &lines, &options, runs)?;
+            return Ok((self.subject, model, format!("forward {} lines", lines.len()), measured));
+        }
+        let (batch, context) = (self.rows.batch, self.rows.context);
+        let measured = bench::forward(&model, batch, context, runs)?;
+        Ok((self.subject, model, format!("forward {batch}x{context}"), measured))
+    }
+}
+
+/// The figures on one screen, each beside what it is measured against.
+fn print(report: &Report, measured: &Measured, parameters: u64) -> anyhow::Result<()> {
+    let mut out = anstream::stdout().lock();
+    writeln!(
+        out,
+        "\x1b[1m{}\x1b[0m of {} ({} parameters), {}, {} thread{}, {}",
+        report.workload,
+        report.model,
+        grouped(parameters),
+        report.precision,
+        report.threads,
+        if report.threads == 1 { "" } else { "s" },
+        report.kernel_level
+    )?;
+    let seconds: Vec<String> = report.seconds.iter().map(|s| format!("{s:.3}")).collect();
+    writeln!(
+        out,
+        "tokens/s     {:>12}   {} tokens in {:.4} s, the median of {}",
+        short(report.tokens_per_second),
+        grouped(measured.tokens as u64),
+        measured.median(),
+        seconds.join(" ")
+    )?;
+    writeln!(
+        out,
+        "GFLOP/s      {:>12.1}   {:.0} % of {:.1}, multiply-adds in registers; {} operations a token",
+        report.flops_per_second / 1e9,
+        100.0 * report.flops_per_second / report.ceiling_flops_per_second,
+        report.ceiling_flops_per_second / 1e9,
+        short_count(measured.flops / measured.tokens.max(1) as f64)
+    )?;
+    match report.bytes_per_second {
+        Some(b) => writeln!(
+            out,
+            "GB/s         {:>12.1}   {:.0} % of {:.1}, reading memory; weights read once a step",
+            b / 1e9,
+            100.0 * b / report.ceiling_bytes_per_second,
+            report.ceiling_bytes_per_second / 1e9
+        )?,
+        None => {
+            writeln!(out, "reading      {:>12.1}   GB/s, the ceiling of memory", report.ceiling_bytes_per_second / 1e9)?
+        }
+    }
+    if let Some(tokenizing) = &report.tokenizing_seconds {
+        let share = tokenizing.iter().sum::<f64>() / report.seconds.iter().sum::<f64>();
+        writeln!(out, "tokenising   {:>11.1}%   of the time", 100.0 * share)?;
+    }
+    if let Some(peak) = report.peak_rss_bytes {
+        writeln!(out, "memory       {:>12}   at most, the weights' included", bytes(peak))?;
+    }
+    Ok(())
+}
+
+fn short(x: f64) -> String {
+    if x < 1000.0 { format!("{x:.1}") } else { short_count(x) }
+}

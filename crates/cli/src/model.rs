@@ -1,0 +1,52 @@
+//! Loading models for commands.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use genus_models::{Dimensions, LoadOptions, Model, Task, find_preset};
+use genus_text::Tokenizer;
+
+use crate::source::model_folder;
+
+/// A loaded model and its folder.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) folder: PathBuf,
+    pub(crate) model: Model,
+}
+
+/// Loads a folder or hub id for a task (by default the one that its configuration names). What there is to say about unused tensors goes to
+/// standard error.
+pub(crate) fn open(model: &str, task: Option<Task>) -> anyhow::Result<Opened> {
+    let folder = model_folder(model)?;
+    let loaded = Model::load(&folder, &LoadOptions { task, ..LoadOptions::default() })?;
+    for warning in &loaded.warnings {
+        anstream::eprintln!("\x1b[33mnote:\x1b[0m {warning}");
+    }
+    Ok(Opened { folder, model: loaded.model })
+}
+
+/// The model to measure: a folder or hub id with its weights, or a preset with random ones. Dimensions change presets only.
+pub(crate) fn open_or_random(
+    name: &str,
+    task: Option<Task>,
+    dimensions: &Dimensions,
+    seed: u64,
+) -> anyhow::Result<(Model, Option<PathBuf>)> {
+    let known = find_preset(name);
+    if !Path::new(name).is_dir() && (known.is_ok() || !name.contains('/')) {
+        let (family, preset) = known?;
+        let spec = dimensions.apply((preset.spec)())?;
+        return Ok((Model::random(family, spec, task.unwrap_or(family.default_task()), seed)?, None));
+    }
+    if *dimensions != Dimensions::default() {
+        bail!("{name}: dimensions (--n-layers and the like) change a preset; a model folder has its own");
+    }
+    let opened = open(name, task)?;
+    Ok((opened.model, Some(opened.folder)))
+}
+
+/// The tokenizer of a model folder, with what to do when it has none.
+pub(crate) fn tokenizer(folder: &Path, way_out: &str) -> anyhow::Result<Tokenizer> {
+    Tokenizer::open(folder).with_context(|| format!("the model's tokenizer is needed; {way_out}"))
+}
