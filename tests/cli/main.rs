@@ -1,6 +1,13 @@
 //! The program as its users run it: real flows on small data, bad input, and what goes to which stream.
 
 mod basics;
+mod bench;
 mod convert;
+mod embed;
+mod forward;
+mod generate;
+mod interrupted;
 mod program;
+mod quickstart;
 mod tokenizer;
+mod train;

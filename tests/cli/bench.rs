@@ -1,0 +1,74 @@
+//! `genus bench`: what is reported, not how fast it is.
+
+use crate::program::{fails, json_lines, ok};
+
+const SMALL: [&str; 14] = [
+    "--n-layers",
+    "2",
+    "--d-model",
+    "32",
+    "--n-heads",
+    "2",
+    "--vocab-size",
+    "300",
+    "--n-ctx",
+    "64",
+    "--runs",
+    "2",
+    "--warm-up",
+    "1",
+];
+
+#[test]
+fn every_workload_reports_what_is_contracted() {
+    let workloads: [(&str, &str, &[&str]); 5] = [
+        ("train", "gpt2", &["--batch", "2", "--context", "32"]),
+        ("train", "bert-base-uncased", &["--batch", "2", "--context", "32"]),
+        ("forward", "gpt2", &["--batch", "2", "--context", "32"]),
+        ("prefill", "gpt2", &["--prompt-tokens", "40"]),
+        ("decode", "gpt2", &["--batch", "3", "--prompt-tokens", "8", "--new-tokens", "5"]),
+    ];
+    for (kind, model, extra) in workloads {
+        let lines = json_lines(&ok(&[&["bench", kind, model, "--json"], &SMALL[..], extra].concat()).stdout);
+        assert_eq!(lines.len(), 1);
+        let report = &lines[0];
+        assert_eq!(report["seconds"].as_array().unwrap().len(), 2);
+        for field in
+            ["tokens_per_second", "flops_per_second", "ceiling_flops_per_second", "ceiling_bytes_per_second", "threads"]
+        {
+            assert!(report[field].as_f64().unwrap() > 0.0, "{kind}: {field}: {report}");
+        }
+        assert_eq!(report["model"], model);
+        assert_eq!(report["precision"], "f32");
+        assert!(report["workload"].as_str().unwrap().starts_with(kind));
+        assert!(report["kernel_level"].is_string() && report.get("peak_rss_bytes").is_some());
+        assert_eq!(report.get("bytes_per_second").is_some(), kind == "decode");
+        let tokens = report["tokens_per_second"].as_f64().unwrap();
+        let expected = match kind {
+            "prefill" => 40.0,
+            "decode" => 15.0,
+            _ => 64.0,
+        };
+        let mut seconds: Vec<f64> = report["seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect();
+        seconds.sort_by(f64::total_cmp);
+        assert!((tokens * (seconds[0] + seconds[1]) / 2.0 - expected).abs() < 0.01 * expected, "{kind}: {report}");
+    }
+}
+
+#[test]
+fn a_screen_of_figures_for_people() {
+    let text = ok(&[&["bench", "forward", "gpt2", "--batch", "1", "--context", "16"], &SMALL[..]].concat()).stdout;
+    for word in ["tokens/s", "GFLOP/s", "% of", "memory"] {
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_named() {
+    fails(1, &[&["bench", "train", "gpt2", "--context", "65"], &SMALL[..]].concat(), &["context", "65", "64"]);
+    fails(1, &[&["bench", "decode", "gpt2", "--new-tokens", "100"], &SMALL[..]].concat(), &["new_tokens"]);
+    fails(1, &["bench", "forward", "gtp2"], &["gtp2", "gpt2"]);
+    fails(1, &["bench", "forward", "gpt2", "--n-heads", "7"], &["n_heads", "7"]);
+    fails(1, &["bench", "prefill", "bert-base-uncased"], &["causal-lm"]);
+    fails(2, &["bench", "forward", "gpt2", "--runs", "0"], &["--runs"]);
+}
