@@ -27,6 +27,8 @@ fn start(data: &Path, run: &Path) -> Child {
         "5",
         "--eval-every",
         "0",
+        "--warmup-steps",
+        "2",
     ];
     let mut child = command(&[&args[..], &TINY].concat())
         .stdout(Stdio::null())

@@ -27,6 +27,15 @@ fn the_built_in_corpus_trains_and_goes_on() {
 fn own_text_and_a_new_folder_each_time() {
     let dir = tempfile::tempdir().unwrap();
     let data = text(dir.path());
+    let data_too_short = fs::read(&data).unwrap();
+    fs::write(&data, data_too_short.repeat(10)).unwrap();
+    let short = dir.path().join("short.txt");
+    fs::write(&short, data_too_short).unwrap();
+    fails(
+        1,
+        &["quickstart", "--data", arg(&short), "--output", arg(&dir.path().join("y"))],
+        &["too little text", "tokens"],
+    );
     for n in 1..3 {
         let output = command(&["quickstart", "--steps", "1", "--data", arg(&data), "--json"])
             .current_dir(dir.path())

@@ -197,10 +197,14 @@ fn runs_that_cannot_be_are_named_and_leave_nothing() {
     );
     train(&["--data", arg(&file("nul.txt", &[b"good ".repeat(200), b"\0".to_vec()].concat()))], &["nul.txt", "NUL"]);
     train(&["--data", arg(&file("short.txt", b"too short"))], &["token"]);
-    train(&["--data", arg(&data), "--n-heads", "5"], &["n_heads"]);
+    train(&["--data", arg(&data), "--d-ff", "0"], &["d_ff"]);
     train(&["--data", arg(&data), "--dev", "1.5"], &["dev"]);
-    train(&["--data", arg(&data), "--tokenizer", "train:bpe"], &["train:bpe"]);
-    train(&["--data", arg(&data), "--clip", "-1"], &["clip"]);
+    fails(
+        1,
+        &["train", "gpt2", "--data", arg(&data), "--output", arg(&run), "--tokenizer", "train:bpe"],
+        &["train:bpe"],
+    );
+    train(&["--data", arg(&data), "--clip=-1"], &["clip"]);
     fails(1, &["train", "gtp2", "--data", arg(&data), "--output", arg(&run)], &["gtp2", "gpt2"]);
     fails(2, &["train", "--data", arg(&data), "--output", arg(&run)], &["preset"]);
     fails(2, &["train", "gpt2", "--output", arg(&run)], &["--data"]);

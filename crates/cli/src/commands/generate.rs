@@ -198,11 +198,6 @@ impl Generate {
         let streamed = prompts.len() == 1 && !context.json && !self.output_ids;
         let mut failed: Option<io::Error> = None;
         let mut progress = (prompts.len() > 1).then(|| Progress::new("generating", None));
-        if streamed && let Some(text) = &prompts[0].text {
-            let mut out = anstream::stdout().lock();
-            write!(out, "\x1b[2m{text}\x1b[0m")?;
-            out.flush()?;
-        }
         let mut count = 0;
         let completions = engine.generate(requests, |_, event| {
             count += 1;
@@ -210,8 +205,11 @@ impl Generate {
                 progress.update(count, "tokens");
             }
             if streamed && failed.is_none() {
-                let mut out = io::stdout().lock();
-                failed = out.write_all(event.text.as_bytes()).and_then(|()| out.flush()).err();
+                // The prompt goes before the first token: a prompt that cannot be continued is an error and nothing else.
+                let prompt = prompts[0].text.as_deref().filter(|_| count == 1).unwrap_or_default();
+                let mut out = anstream::stdout().lock();
+                let written = if prompt.is_empty() { Ok(()) } else { write!(out, "\x1b[2m{prompt}\x1b[0m") };
+                failed = written.and_then(|()| out.write_all(event.text.as_bytes())).and_then(|()| out.flush()).err();
                 if failed.is_some() {
                     // Nobody reads any more: end the work too.
                     interrupt::flag().store(true, std::sync::atomic::Ordering::Relaxed);
