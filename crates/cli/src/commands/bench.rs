@@ -203,8 +203,10 @@ impl TrainBench {
                 if self.rows.batch == 0 {
                     return Err(Usage("--batch 0: expected at least 1".into()).into());
                 }
-                let batches = ids.chunks(self.rows.batch).map(|rows| natural_batch(objective, rows, seed));
-                let batches = batches.collect::<Result<Vec<_>, _>>()?;
+                let mut batches = Vec::new();
+                for rows in ids.chunks(self.rows.batch) {
+                    batches.push(natural_batch(objective, rows, seed)?);
+                }
                 (batches, format!("train lines in batches of {}", self.rows.batch))
             }
         };

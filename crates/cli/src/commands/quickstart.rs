@@ -26,7 +26,7 @@ pub(crate) struct Quickstart {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     data: Vec<PathBuf>,
     /// Number of steps.
-    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// Folder of the run; without it, the first free of runs/quickstart-1, runs/quickstart-2, ...
     #[arg(long, value_name = "RUN")]
@@ -84,12 +84,12 @@ impl Quickstart {
             context: Some(128),
             dropout: Some(0.0),
             tokenizer: Some("train:bpe:2048".into()),
-            batch: Some(16),
+            batch: Some(8),
             steps: self.steps,
             lr: 2e-3,
             warmup_steps: Some(self.steps / 20),
             eval_every: Some((self.steps / 5).max(1)),
-            eval_tokens: Some(16_384),
+            eval_tokens: Some(8192),
             save_every: Some(0),
             seed,
             ..TrainConfig::default()
