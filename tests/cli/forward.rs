@@ -88,7 +88,7 @@ fn checkpoints_that_contradict_themselves_are_refused() {
     fs::create_dir(&folder).unwrap();
     fs::copy(source.join("model.safetensors"), folder.join("model.safetensors")).unwrap();
     let config = fs::read_to_string(source.join("config.json")).unwrap();
-    let mut forward = |from: &str, to: &str, words: &[&str]| {
+    let forward = |from: &str, to: &str, words: &[&str]| {
         assert!(config.contains(from), "{from}");
         fs::write(folder.join("config.json"), config.replacen(from, to, 1)).unwrap();
         fails(1, &["forward", arg(&folder), "--input", arg(&input), "--output", arg(&out)], words);
