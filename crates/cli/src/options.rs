@@ -1,6 +1,6 @@
 //! Options with one definition each.
 //!
-//! [`options!`](crate::options::options) declares a group of options. From that one place come the command-line flag, the key of the configuration
+//! `options!` declares a group of options. From that one place come the command-line flag, the key of the configuration
 //! file, the documentation of both, and the default. Two structs are generated: the *flags*, where every field is an
 //! `Option` (parsed by clap and by serde), and the *resolved* group, with the values that hold after all layers have been
 //! laid over each other: defaults, preset, file, flags; later layers win.
@@ -33,7 +33,7 @@ impl Key {
     }
 }
 
-/// A group of options, as declared by [`options!`](crate::options::options).
+/// A group of options, as declared by `options!`.
 pub trait Options: Sized {
     /// The same group with every field optional: what one layer says.
     type Flags: clap::Args + Serialize + DeserializeOwned + Default + Clone + fmt::Debug;

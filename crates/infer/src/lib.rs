@@ -2,7 +2,7 @@
 //!
 //! - [`Engine`] continues prompts, many together, greedily, by sampling or by beam search.
 //! - [`embed`] turns lines into vectors; [`score_continuations`] and [`score_stream`] tell how likely tokens are.
-//! - [`bench`] measures, beside the machine's ceilings.
+//! - [`mod@bench`] measures, beside the machine's ceilings.
 //! - [`forward`] computes a model's outputs, loss and gradients under the reference's names and padded shapes.
 
 pub mod bench;
