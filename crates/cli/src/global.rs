@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use crate::options::options;
 
@@ -86,13 +86,7 @@ impl Global {
     /// Refuses what this build cannot do, and sets the number of threads.
     pub(crate) fn apply(&self) -> anyhow::Result<()> {
         if let Device::Cuda(_) = self.device {
-            if cfg!(feature = "cuda") {
-                bail!("--device {}: this command runs on the CPU only so far; leave --device out", self.device);
-            }
-            bail!(
-                "--device {}: this program was built without CUDA; build it with `cargo build --release --features cuda`, or leave --device out",
-                self.device
-            );
+            self.device()?;
         }
         if self.precision == Precision::Bf16 {
             bail!("--precision bf16: not available yet; f32 is");
@@ -107,6 +101,19 @@ impl Global {
             None => {}
         }
         Ok(())
+    }
+
+    /// The device to compute on.
+    pub(crate) fn device(&self) -> anyhow::Result<genus_ops::Device> {
+        let Device::Cuda(number) = self.device else { return Ok(genus_ops::Device::Cpu) };
+        if !cfg!(feature = "cuda") {
+            bail!(
+                "--device {}: this program was built without CUDA; build it with `cargo build --release --features cuda`, or leave --device out",
+                self.device
+            );
+        }
+        genus_ops::Device::new_cuda(number)
+            .with_context(|| format!("--device {}: the card cannot be used", self.device))
     }
 }
 

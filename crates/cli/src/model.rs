@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use genus_models::{Dimensions, LoadOptions, Model, Task, find_preset};
 use genus_text::Tokenizer;
 
+use crate::global::Global;
 use crate::source::model_folder;
 
 /// A loaded model and its folder.
@@ -17,9 +18,9 @@ pub(crate) struct Opened {
 
 /// Loads a folder or hub id for a task (by default the one that its configuration names). What there is to say about unused tensors goes to
 /// standard error.
-pub(crate) fn open(model: &str, task: Option<Task>) -> anyhow::Result<Opened> {
+pub(crate) fn open(model: &str, task: Option<Task>, global: &Global) -> anyhow::Result<Opened> {
     let folder = model_folder(model)?;
-    let loaded = Model::load(&folder, &LoadOptions { task, ..LoadOptions::default() })?;
+    let loaded = Model::load(&folder, &LoadOptions { task, device: global.device()?, ..LoadOptions::default() })?;
     for warning in &loaded.warnings {
         anstream::eprintln!("\x1b[33mnote:\x1b[0m {warning}");
     }
@@ -31,18 +32,20 @@ pub(crate) fn open_or_random(
     name: &str,
     task: Option<Task>,
     dimensions: &Dimensions,
-    seed: u64,
+    global: &Global,
 ) -> anyhow::Result<(Model, Option<PathBuf>)> {
     let known = find_preset(name);
     if !Path::new(name).is_dir() && (known.is_ok() || !name.contains('/')) {
         let (family, preset) = known?;
         let spec = dimensions.apply((preset.spec)())?;
-        return Ok((Model::random(family, spec, task.unwrap_or(family.default_task()), seed)?, None));
+        let model = Model::random(family, spec, task.unwrap_or(family.default_task()), global.seed)?;
+        model.move_to(&global.device()?)?;
+        return Ok((model, None));
     }
     if *dimensions != Dimensions::default() {
         bail!("{name}: dimensions (--n-layers and the like) change a preset; a model folder has its own");
     }
-    let opened = open(name, task)?;
+    let opened = open(name, task, global)?;
     Ok((opened.model, Some(opened.folder)))
 }
 

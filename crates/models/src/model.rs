@@ -357,6 +357,17 @@ impl Model {
         self.task
     }
 
+    /// Moves all parameters to a device; batches follow them there.
+    ///
+    /// # Errors
+    /// When the device's memory is short.
+    pub fn move_to(&self, device: &Device) -> Result<()> {
+        for p in &self.params {
+            p.set(p.tensor().to_device(device)?)?;
+        }
+        Ok(())
+    }
+
     /// All parameters, each once, in order.
     pub fn params(&self) -> &[Param] {
         &self.params

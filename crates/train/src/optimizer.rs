@@ -123,11 +123,12 @@ impl Optimizer {
             expected,
         };
         for g in &mut self.groups {
-            let shape = g.param.tensor().dims().to_vec();
+            let tensor = g.param.tensor();
+            let shape = tensor.dims().to_vec();
             let mut take = |which: &str| {
                 let name = format!("{which}.{}", g.param.name());
                 match state.remove(&name) {
-                    Some(t) if t.dims() == shape => Ok(t),
+                    Some(t) if t.dims() == shape => Ok(t.to_device(tensor.device()).map_err(genus_ops::Error::from)?),
                     Some(t) => Err(error(name, format!("shape {:?}", t.dims()), format!("{shape:?}"))),
                     None => Err(error(name, "nothing".into(), format!("a tensor of shape {shape:?}"))),
                 }

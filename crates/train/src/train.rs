@@ -25,6 +25,17 @@ pub struct RunOptions {
     pub corpus: Option<Corpus>,
     /// Looked at after each step: when set, the run writes a checkpoint and ends.
     pub stop: Option<Arc<AtomicBool>>,
+    /// Where to compute; the CPU when not given.
+    pub device: Option<genus_ops::Device>,
+}
+
+impl RunOptions {
+    fn place(&self, model: &Model) -> Result<()> {
+        match &self.device {
+            Some(device) => Ok(model.move_to(device)?),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How a run ended.
@@ -101,6 +112,7 @@ pub fn resume(steps: Option<u64>, options: &RunOptions, hooks: &mut dyn Hooks) -
     let objective = config.objective.ok_or_else(|| Error::config("objective", "missing", "as the run was started"))?;
     let load = LoadOptions { task: Some(objective.task()), ..LoadOptions::default() };
     let model = Model::load(&checkpoint, &load)?.model;
+    options.place(&model)?;
     let resolved = config.resolve(objective, model.spec().n_ctx)?;
     if steps.is_some() {
         run::write_config(folder, &resolved.config)?;
@@ -140,6 +152,7 @@ fn fresh(
     plan.fit_vocabulary(&config, &tokenizer, &mut |m| hooks.on_message(m))?;
     resolved.config.vocab_size = Some(plan.spec.vocab_size);
     let mut model = plan.model(config.seed, &mut |m| hooks.on_message(m))?;
+    options.place(&model)?;
     run::set_special_ids(&mut model, &tokenizer);
     let frozen = freeze(&model, &config.freeze)?;
     if frozen > 0 {

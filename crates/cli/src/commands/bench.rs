@@ -13,6 +13,7 @@ use genus_train::Objective;
 use genus_train::bench::{Timing, natural_batch, random_batch, train_step};
 
 use crate::Context;
+use crate::global::Global;
 use crate::model;
 use crate::progress::{bytes, grouped, short_count};
 use crate::report::{Usage, json_line};
@@ -133,7 +134,7 @@ impl Subject {
         Runs { warm_up: self.warm_up, timed: self.runs }
     }
 
-    fn open(&self, task: Option<Task>, seed: u64) -> anyhow::Result<(Model, Option<PathBuf>)> {
+    fn open(&self, task: Option<Task>, global: &Global) -> anyhow::Result<(Model, Option<PathBuf>)> {
         let dimensions = Dimensions {
             n_layers: self.n_layers,
             d_model: self.d_model,
@@ -145,7 +146,7 @@ impl Subject {
         if self.runs == 0 {
             return Err(Usage("--runs 0: expected at least 1".into()).into());
         }
-        model::open_or_random(&self.model, task, &dimensions, seed)
+        model::open_or_random(&self.model, task, &dimensions, global)
     }
 }
 
@@ -161,17 +162,17 @@ impl Rows {
 
 impl Bench {
     pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
-        let seed = context.global()?.seed;
+        let global = &context.global()?;
         let (subject, model, workload, measured) = match self {
-            Self::Train(b) => b.measure(seed)?,
-            Self::Forward(b) => b.measure(seed)?,
+            Self::Train(b) => b.measure(global)?,
+            Self::Forward(b) => b.measure(global)?,
             Self::Prefill(b) => {
-                let (model, _) = b.subject.open(Some(Task::CausalLm), seed)?;
+                let (model, _) = b.subject.open(Some(Task::CausalLm), global)?;
                 let measured = bench::prefill(&model, b.prompt_tokens, b.subject.runs())?;
                 (b.subject, model, format!("prefill {}", b.prompt_tokens), measured)
             }
             Self::Decode(b) => {
-                let (model, _) = b.subject.open(Some(Task::CausalLm), seed)?;
+                let (model, _) = b.subject.open(Some(Task::CausalLm), global)?;
                 let measured = bench::decode(&model, b.batch, b.prompt_tokens, b.new_tokens, b.subject.runs())?;
                 let workload = format!("decode {}x{} after {}", b.batch, b.new_tokens, b.prompt_tokens);
                 (b.subject, model, workload, measured)
@@ -186,8 +187,9 @@ impl Bench {
 type Measurement = (Subject, Model, String, Measured);
 
 impl TrainBench {
-    fn measure(self, seed: u64) -> anyhow::Result<Measurement> {
-        let (model, folder) = self.subject.open(self.objective.map(Objective::task), seed)?;
+    fn measure(self, global: &Global) -> anyhow::Result<Measurement> {
+        let (model, folder) = self.subject.open(self.objective.map(Objective::task), global)?;
+        let seed = global.seed;
         let Some(objective) = Objective::of(model.task()) else {
             bail!("{}: the task {} has no objective; choose one with --objective", self.subject.model, model.task());
         };
@@ -224,14 +226,14 @@ impl TrainBench {
 }
 
 impl ForwardBench {
-    fn measure(self, seed: u64) -> anyhow::Result<Measurement> {
+    fn measure(self, global: &Global) -> anyhow::Result<Measurement> {
         let task = match (self.task, find_preset(&self.subject.model)) {
             (Some(task), _) => Some(task),
             (None, _) if self.rows.lines.is_some() => Some(Task::Base),
             (None, Ok((_, preset))) if (preset.spec)().attend == Attend::All => Some(Task::Base),
             (None, _) => None,
         };
-        let (model, folder) = self.subject.open(task, seed)?;
+        let (model, folder) = self.subject.open(task, global)?;
         let runs = self.subject.runs();
         if let Some(file) = &self.rows.lines {
             let tokenizer = self.rows.tokenizer(folder.as_deref())?;

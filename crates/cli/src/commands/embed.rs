@@ -40,10 +40,10 @@ pub(crate) struct Embed {
 
 impl Embed {
     pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
-        context.global()?;
+        let global = context.global()?;
         check_output_file(&self.output, &self.input)?;
         let lines = read_lines(&self.input)?;
-        let opened = model::open(&self.model, Some(Task::Base))?;
+        let opened = model::open(&self.model, Some(Task::Base), &global)?;
         let tokenizer = model::tokenizer(&opened.folder, "choose a folder that holds one")?;
         let mut options = EmbedOptions::open(&opened.folder)?;
         options.pooling = self.pooling.unwrap_or(options.pooling);

@@ -41,10 +41,10 @@ pub(crate) struct Forward {
 
 impl Forward {
     pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
-        context.global()?;
+        let global = context.global()?;
         check_output_file(&self.output, &self.input)?;
         let batch = PaddedBatch::open(&self.input)?;
-        let opened = model::open(&self.model, self.task)?;
+        let opened = model::open(&self.model, self.task, &global)?;
         let options = ForwardOptions {
             grad: self.grad,
             hidden_states: self.hidden_states,

@@ -99,7 +99,7 @@ impl Generate {
         let global = context.global()?;
         let texts = self.texts()?;
         let given_ids = self.ids.iter().map(|ids| parse_ids(ids)).collect::<anyhow::Result<Vec<_>>>()?;
-        let opened = model::open(&self.model, Some(Task::CausalLm))?;
+        let opened = model::open(&self.model, Some(Task::CausalLm), &global)?;
         let with_text = !texts.is_empty() || !self.output_ids || !self.stop.is_empty();
         let tokenizer = self.tokenizer(&opened.folder, with_text)?;
         let config = GenerationConfig::open(&opened.folder)?;

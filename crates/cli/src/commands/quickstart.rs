@@ -48,7 +48,12 @@ impl Quickstart {
             anstream::eprintln!("\x1b[1mquickstart\x1b[0m: a small GPT-2, trained from nothing on {about}");
         }
         let config = self.config(global.seed);
-        let options = RunOptions { output, corpus: Some(corpus), stop: Some(Arc::clone(interrupt::flag())) };
+        let options = RunOptions {
+            output,
+            corpus: Some(corpus),
+            stop: Some(Arc::clone(interrupt::flag())),
+            device: Some(global.device()?),
+        };
         interrupt::listen()?;
         let mut hooks =
             Show { inner: TrainHooks::new(context.json), steps: self.steps, samples: Vec::new(), seed: global.seed };

@@ -54,7 +54,8 @@ impl Train {
             .add::<Training>("command line", &self.training.0)?
             .add::<Data>("command line", &self.data.0)?
             .add::<Global>("command line", &context.global)?;
-        layers.resolve::<Global>()?.apply()?;
+        let global: Global = layers.resolve()?;
+        global.apply()?;
         if !layers.has("model") && !layers.has("init") {
             return Err(
                 Usage("nothing to train: pass a preset (`genus tree` lists them) or a model folder".into()).into()
@@ -69,6 +70,7 @@ impl Train {
         let options = RunOptions {
             output: self.output.clone().unwrap_or_default(),
             stop: Some(Arc::clone(interrupt::flag())),
+            device: Some(global.device()?),
             ..RunOptions::default()
         };
         interrupt::listen()?;
@@ -90,9 +92,9 @@ impl Train {
             ))
             .into());
         }
-        context.global()?;
+        let device = Some(context.global()?.device()?);
         let corpus = if run.join("config.toml").is_file() { built_in(run)? } else { None };
-        let options = RunOptions { output: run.to_owned(), corpus, stop: Some(Arc::clone(interrupt::flag())) };
+        let options = RunOptions { output: run.to_owned(), corpus, stop: Some(Arc::clone(interrupt::flag())), device };
         interrupt::listen()?;
         let mut hooks = TrainHooks::new(context.json);
         let outcome = genus_train::resume(self.training.0.steps, &options, &mut hooks);
