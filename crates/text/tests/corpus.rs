@@ -76,6 +76,29 @@ fn holding_out_documents_and_text() {
     }
 }
 
+/// The share is one of text: a folder with a note beside the one large file must not hold out nearly everything.
+#[test]
+fn a_large_document_among_small_ones_is_cut() {
+    let large = "a line of text\n".repeat(1000);
+    for (documents, parts) in [
+        (vec!["a note".to_owned(), large.clone()], (2, 1)),
+        (vec![large.clone(), "a note".to_owned()], (1, 2)),
+        (vec!["a note".to_owned(), large.clone(), "another".to_owned()], (2, 2)),
+    ] {
+        let text = documents.concat();
+        let corpus = Corpus::from_documents("memory", documents);
+        let (train, dev) = corpus.split_dev(&DevSplit::Fraction(0.05)).unwrap();
+        let (a, b) = (all(&train), all(&dev));
+        assert_eq!((a.len(), b.len()), parts);
+        let (a, b) = (a.concat(), b.concat());
+        assert_eq!(format!("{a}{b}"), text);
+        assert!((0.04..0.06).contains(&(b.len() as f64 / text.len() as f64)), "{} of {}", b.len(), text.len());
+        // A part of a part, too.
+        let (c, d) = train.split_dev(&DevSplit::Fraction(0.5)).unwrap();
+        assert_eq!(all(&c).concat() + &all(&d).concat(), a);
+    }
+}
+
 #[test]
 fn a_very_long_line_is_one_pass() {
     let dir = tempfile::tempdir().unwrap();

@@ -68,7 +68,7 @@ pub struct CorpusStats {
 pub enum DevSplit {
     /// This file or folder.
     File(PathBuf),
-    /// The last part of the documents; of the text, when there is a single document. Between 0 and 1.
+    /// The last part of the text, between 0 and 1: whole documents where they make up about as much, else a document is cut.
     Fraction(f64),
 }
 
@@ -102,14 +102,21 @@ enum Source {
     Memory { name: String, documents: Vec<String> },
 }
 
+/// A place in a corpus: a document, and a byte of its text.
 #[derive(Debug, Clone, Copy)]
-enum Part {
-    Documents { from: u64, to: u64 },
-    TextBefore(usize),
-    TextAfter(usize),
+struct Place {
+    document: u64,
+    byte: usize,
 }
 
-const ALL: Part = Part::Documents { from: 0, to: u64::MAX };
+/// The text from one place up to another.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    from: Place,
+    to: Place,
+}
+
+const ALL: Part = Part { from: Place { document: 0, byte: 0 }, to: Place { document: u64::MAX, byte: 0 } };
 
 /// A set of documents, read anew each time that it is walked. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -197,37 +204,42 @@ impl Corpus {
                 return Err(TextError::Argument { name: "dev", found: f.to_string(), expected });
             }
         };
-        let part = |part| Corpus { part, ..self.clone() };
-        let mut documents = self.documents();
-        let first = documents.next().transpose()?.unwrap_or_default();
-        let mut count = 1;
-        for document in documents.by_ref() {
-            document?;
-            count += 1;
+        let lengths: Vec<usize> = self.documents().map(|d| Ok(d?.len())).collect::<Result<_>>()?;
+        let total: usize = lengths.iter().sum();
+        let wanted = total as f64 * fraction;
+        // The document in which the wanted part begins, and where that document starts.
+        let (mut index, mut start) = (0, 0);
+        while index + 1 < lengths.len() && (start + lengths[index]) as f64 <= total as f64 - wanted {
+            start += lengths[index];
+            index += 1;
         }
-        let from = match self.part {
-            Part::Documents { from, .. } if count > 1 => from,
-            Part::Documents { from: 0, .. } if documents.seen == 1 => {
-                let at = cut_after(&first, 1.0 - fraction).ok_or_else(|| TextError::TooShort {
+        let length = lengths.get(index).copied().unwrap_or_default();
+        // Whole documents, where that gives about as much as wanted: between half and twice of it.
+        let held = |boundary: usize| total - if boundary == index { start } else { start + length };
+        let distance = |boundary: &usize| (held(*boundary) as f64 - wanted).abs();
+        let whole = [index, index + 1]
+            .into_iter()
+            .filter(|&b| b > 0 && b < lengths.len())
+            .filter(|&b| (0.5..=2.0).contains(&(held(b) as f64 / wanted)))
+            .min_by(|a, b| distance(a).total_cmp(&distance(b)));
+        let from = self.part.from;
+        let cut = match whole {
+            Some(boundary) => Place { document: from.document + boundary as u64, byte: 0 },
+            None => {
+                let text = self.documents().nth(index).transpose()?.unwrap_or_default();
+                let before = (total as f64 - wanted - start as f64) / length.max(1) as f64;
+                let at = cut_after(&text, before).ok_or_else(|| TextError::TooShort {
                     what: "holding out a part".into(),
-                    found: first.chars().count(),
+                    found: text.chars().count(),
                     needed: 2,
                     unit: "characters",
                 })?;
-                return Ok((part(Part::TextBefore(at)), part(Part::TextAfter(at))));
-            }
-            _ => {
-                return Err(TextError::TooShort {
-                    what: "holding out a part of a part".into(),
-                    found: count as usize,
-                    needed: 2,
-                    unit: "documents",
-                });
+                let skipped = if index == 0 { from.byte } else { 0 };
+                Place { document: from.document + index as u64, byte: at + skipped }
             }
         };
-        let held = ((count as f64 * fraction).ceil() as u64).clamp(1, count - 1);
-        let at = from + count - held;
-        Ok((part(Part::Documents { from, to: at }), part(Part::Documents { from: at, to: from + count })))
+        let part = |from, to| Corpus { part: Part { from, to }, ..self.clone() };
+        Ok((part(from, cut), part(cut, self.part.to)))
     }
 }
 
@@ -414,12 +426,9 @@ impl Documents {
     }
 
     fn advance(&mut self) -> Result<Option<String>> {
-        let (from, to) = match self.corpus.part {
-            Part::Documents { from, to } => (from, to),
-            _ => (0, 1),
-        };
+        let Part { from, to } = self.corpus.part;
         loop {
-            if self.seen >= to {
+            if self.seen > to.document || (self.seen == to.document && to.byte == 0) {
                 return Ok(None);
             }
             let Some(document) = self.read_document()? else {
@@ -442,21 +451,17 @@ impl Documents {
                 self.stats.empty_documents += 1;
                 continue;
             }
+            let index = self.seen;
             self.seen += 1;
-            if self.seen <= from {
+            if index < from.document {
                 continue;
             }
-            match self.corpus.part {
-                // The file may have changed since the split; a cut elsewhere is then moved to a character's start.
-                Part::TextBefore(at) => {
-                    let at = floor(&document, at);
-                    document.truncate(at);
-                }
-                Part::TextAfter(at) => {
-                    let at = floor(&document, at);
-                    document.drain(..at);
-                }
-                Part::Documents { .. } => {}
+            // The file may have changed since the split; a cut elsewhere is then moved to a character's start.
+            if index == to.document {
+                document.truncate(floor(&document, to.byte));
+            }
+            if index == from.document {
+                document.drain(..floor(&document, from.byte));
             }
             self.stats.documents += 1;
             self.stats.bytes += document.len() as u64;
