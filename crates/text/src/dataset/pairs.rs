@@ -109,7 +109,7 @@ impl PairExamples {
         }
         if options.segments == Segments::Pairs && stream.documents() < 2 {
             return Err(TextError::TooShort {
-                what: "next-sentence pairs (split files into documents at blank lines or lines, or train on masked words alone)".into(),
+                what: "next-sentence pairs (`documents` blank-lines or lines splits files; or train on masked words alone, `objective` masked)".into(),
                 found: stream.documents(),
                 needed: 2,
                 unit: "documents",
