@@ -28,6 +28,16 @@ const ALLOWED_SYS: &[(&str, &str)] = &[
     ("prettyplease", "`links` only keeps two versions apart; links nothing"),
 ];
 
+/// Build dependencies that are never called in this build, and why.
+const UNUSED: &[(&str, &str, &str)] =
+    &[("zstd-sys", "pkg-config", "called only with its feature pkg-config, or ZSTD_SYS_USE_PKG_CONFIG set")];
+
+/// The name of the package with this id.
+fn id_name<'a>(metadata: &'a Value, id: &str) -> &'a str {
+    let packages = metadata["packages"].as_array().expect("packages");
+    packages.iter().find(|p| p["id"] == id).and_then(|p| p["name"].as_str()).expect("a package of the graph")
+}
+
 /// The packages that `roots` need in a normal build: normal and build dependencies, followed from package to package.
 fn reachable<'a>(metadata: &'a Value, roots: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
     let nodes: BTreeMap<&str, &Value> = metadata["resolve"]["nodes"]
@@ -43,6 +53,10 @@ fn reachable<'a>(metadata: &'a Value, roots: &BTreeSet<&'a str>) -> BTreeSet<&'a
             continue;
         }
         for dependency in nodes[id]["deps"].as_array().expect("deps") {
+            let (from, to) = (id_name(metadata, id), dependency["name"].as_str().unwrap_or_default().replace('_', "-"));
+            if UNUSED.iter().any(|(package, unused, _)| *package == from && *unused == to) {
+                continue;
+            }
             let kinds = dependency["dep_kinds"].as_array().expect("kinds");
             if kinds.iter().any(|k| k["kind"].as_str() != Some("dev")) {
                 open.push(dependency["pkg"].as_str().expect("a package"));

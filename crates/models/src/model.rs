@@ -201,6 +201,12 @@ impl Model {
             return Err(Error::ModelType { file: file.path().to_owned(), found, supported, nearest });
         };
         let spec = (family.read)(&file)?;
+        if let Err(genus_nn::Error::Spec { field, found, expected }) = spec.check() {
+            // The file has another name for it: the field that holds this value.
+            let fields = file.value().as_object();
+            let named = fields.and_then(|m| m.iter().find(|(_, v)| v.to_string() == found)).map(|(k, _)| k.as_str());
+            return Err(file.field_error(named.unwrap_or(field), expected).into());
+        }
         Ok((family, spec, file))
     }
 

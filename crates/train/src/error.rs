@@ -103,7 +103,7 @@ pub enum Error {
     #[error(
         "step {step}: loss or gradient was not finite in {count} steps in a row (those updates were left out), so the run stops; {}; try a \
          smaller learning rate or a longer warm-up",
-        match last { Some(p) => format!("the last good checkpoint is {}", p.display()), None => "there is no checkpoint yet".into() }
+        match last { Some(p) => format!("the last good checkpoint is {}", p.display()), None => "no checkpoint is known to be good".into() }
     )]
     NotFinite {
         /// The last of the steps.

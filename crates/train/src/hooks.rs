@@ -65,8 +65,6 @@ pub struct CheckpointInfo {
     pub folder: PathBuf,
     /// How long writing took.
     pub seconds: f64,
-    /// Steps whose older checkpoints were removed.
-    pub removed: Vec<u64>,
 }
 
 /// Hears of everything that happens in a run. All methods do nothing by default.

@@ -207,6 +207,8 @@ struct Run<'a> {
     first_dev: Option<Evaluation>,
     last_dev: Option<(u64, Evaluation)>,
     checkpoint: Option<PathBuf>,
+    /// The newest checkpoint whose weights are known to give a finite loss and gradient: those of the step after it were.
+    good: Option<PathBuf>,
 }
 
 impl<'a> Run<'a> {
@@ -222,8 +224,8 @@ impl<'a> Run<'a> {
             d_model: model.spec().d_model,
         };
         let trainer = Trainer::new(model, resolved.objective, c.optimizer(), schedule, c.seed)?;
-        let (first_dev, last_dev, checkpoint) = (None, None, None);
-        Ok(Run { options, resolved, data, trainer, position: 0, first_dev, last_dev, checkpoint })
+        let (first_dev, last_dev, checkpoint, good) = (None, None, None, None);
+        Ok(Run { options, resolved, data, trainer, position: 0, first_dev, last_dev, checkpoint, good })
     }
 
     fn go(mut self, hooks: &mut dyn Hooks) -> Result<Outcome> {
@@ -267,6 +269,10 @@ impl<'a> Run<'a> {
             clock.step(&update, waited, start.elapsed().as_secs_f64());
             let step = update.step;
             loss = Some(update.loss);
+            if update.applied && self.good != self.checkpoint {
+                self.good.clone_from(&self.checkpoint);
+                self.remove_old()?;
+            }
             if !update.applied {
                 let what = if update.loss.is_finite() { "gradient" } else { "loss" };
                 hooks.on_message(&format!("step {step}: {what} is not finite; this update was left out"));
@@ -281,11 +287,12 @@ impl<'a> Run<'a> {
                 clock.window();
             }
             if self.trainer.skipped_in_a_row() >= self.resolved.config.max_skipped {
-                let (count, last) = (self.trainer.skipped_in_a_row(), self.checkpoint.clone());
+                let (count, last) = (self.trainer.skipped_in_a_row(), self.good.clone());
                 return Err(Error::NotFinite { step, count, last });
             }
             let save_every = self.resolved.save_every;
-            if (save_every > 0 && step % save_every == 0) || step == total {
+            // Without an update there is nothing new to save, and what is there may be what is wrong.
+            if (save_every > 0 && step % save_every == 0 && update.applied) || step == total {
                 self.save(&metrics, hooks)?;
             }
         }
@@ -350,7 +357,16 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Writes a checkpoint, and removes the oldest.
+    /// Removes checkpoints beyond the number to keep. Only after the step that follows the newest: should that one's weights
+    /// turn out to give no finite loss, the ones before are still there.
+    fn remove_old(&self) -> Result<()> {
+        if self.resolved.config.keep_last > 0 {
+            state::keep_last(&self.options.output, self.resolved.config.keep_last)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint.
     fn save(&mut self, metrics: &Metrics, hooks: &mut dyn Hooks) -> Result<()> {
         let step = self.trainer.step();
         let start = Instant::now();
@@ -374,13 +390,11 @@ impl<'a> Run<'a> {
                 hooks.on_message(&format!("step {step}: weights are not finite; no checkpoint was written"));
             }
             Some(path) => {
-                let removed = match self.resolved.config.keep_last {
-                    0 => Vec::new(),
-                    n => state::keep_last(folder, n)?,
-                };
                 self.checkpoint = Some(path.clone());
-                let seconds = start.elapsed().as_secs_f64();
-                hooks.on_checkpoint(&CheckpointInfo { step, folder: path, seconds, removed });
+                if step == self.resolved.config.steps {
+                    self.remove_old()?;
+                }
+                hooks.on_checkpoint(&CheckpointInfo { step, folder: path, seconds: start.elapsed().as_secs_f64() });
             }
         }
         Ok(())

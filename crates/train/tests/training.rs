@@ -193,14 +193,14 @@ fn an_update_that_is_not_finite_is_left_out() {
     assert!(matches!(t.update(&[batch]), Err(Error::NoTargets { step: 4 })));
 }
 
-/// Makes a weight infinite after the evaluation of step 4.
-struct Break(Log);
+/// Multiplies a weight by a factor after the evaluation of step 4.
+struct Break(Log, f64);
 
 impl Hooks for Break {
     fn on_model(&mut self, step: u64, model: &Model, _: &Tokenizer) {
         if step == 4 {
             let p = &model.params()[0];
-            p.set(p.tensor().affine(f64::INFINITY, 0.0).unwrap()).unwrap();
+            p.set(p.tensor().affine(self.1, 0.0).unwrap()).unwrap();
         }
     }
     fn on_step(&mut self, step: &StepInfo) {
@@ -217,19 +217,35 @@ fn a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint() {
     let data = write_text(dir.path(), 60);
     let config = TrainConfig { steps: 20, save_every: Some(3), ..gpt2(&data) };
     let run = dir.path().join("run");
-    let mut hooks = Break(Log::default());
+    let mut hooks = Break(Log::default(), f64::INFINITY);
     let error = genus_train::train(&config, &options(&run), &mut hooks).unwrap_err();
     let Error::NotFinite { step: 9, count: 5, last: Some(last) } = &error else { panic!("{error}") };
     assert_eq!(*last, run.join("checkpoint-3"));
     assert!(error.to_string().contains("checkpoint-3"));
     assert!(Model::load(last, &LoadOptions::default()).is_ok());
-    assert!(hooks.0.messages.iter().any(|m| m.contains("step 6: weights are not finite; no checkpoint")));
+    assert!(!run.join("checkpoint-6").exists());
     let lines = metrics(&run);
     assert!(lines[8]["loss"].is_null() && lines[8]["skipped"] == 5 && lines[3].get("skipped").is_none());
     // It can go on from there, and no longer diverges without the hook.
     let after = resume(&run).unwrap();
     assert_eq!((after.step, after.skipped), (20, 0));
     assert_eq!(metrics(&run).len(), 20);
+}
+
+/// Weights that are finite but give no finite loss are saved like any others; the checkpoint before them must survive that.
+#[test]
+fn a_checkpoint_of_bad_weights_does_not_displace_the_good_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = write_text(dir.path(), 60);
+    let config = TrainConfig { steps: 20, save_every: Some(1), keep_last: 1, eval_every: Some(4), ..gpt2(&data) };
+    let run = dir.path().join("run");
+    let error = genus_train::train(&config, &options(&run), &mut Break(Log::default(), 1e38)).unwrap_err();
+    let Error::NotFinite { step: 9, last: Some(last), .. } = &error else { panic!("{error}") };
+    assert_eq!(*last, run.join("checkpoint-3"));
+    assert!(Model::load(last, &LoadOptions::default()).is_ok());
+    assert!(
+        !run.join("checkpoint-2").exists() && run.join("checkpoint-4").exists() && !run.join("checkpoint-5").exists()
+    );
 }
 
 #[test]

@@ -128,12 +128,8 @@ impl fmt::Display for ResolveError {
             self.root.display(),
             if n == 1 { "" } else { "s" }
         )?;
-        // A foreign checkpoint can differ in thousands of names; the value holds them all, the text the first ones.
-        for problem in self.problems.iter().take(40) {
+        for problem in &self.problems {
             write!(f, "\n  {problem}")?;
-        }
-        if n > 40 {
-            write!(f, "\n  and {} more", n - 40)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use genus_checkpoint::{WriteOptions, write_single};
 use genus_infer::{EmbedOptions, Pooling, embed, read_lines};
 use genus_models::Task;
@@ -52,7 +53,8 @@ impl Embed {
 
         let mut progress = Progress::new("embedding", Some(lines.len() as u64));
         let start = Instant::now();
-        let done = embed(&opened.model, &tokenizer, &lines, &options, |n| progress.update(n as u64, "lines"))?;
+        let done = embed(&opened.model, &tokenizer, &lines, &options, |n| progress.update(n as u64, "lines"))
+            .with_context(|| format!("cannot embed {}", self.input.display()))?;
         let seconds = start.elapsed().as_secs_f64();
         progress.finish();
         let d_model = opened.model.spec().d_model;

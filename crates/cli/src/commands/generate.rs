@@ -42,19 +42,19 @@ pub(crate) struct Generate {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL", help_heading = "Choice")]
     greedy: Option<bool>,
     /// Divide logits by it: below 1 bolder, above 1 wilder; 0 is greedy.
-    #[arg(long, value_name = "X", help_heading = "Choice")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Choice")]
     temperature: Option<f64>,
     /// Choose among that many of the likeliest tokens (0: all).
     #[arg(long, value_name = "N", help_heading = "Choice")]
     top_k: Option<usize>,
     /// Choose among the fewest tokens that reach this probability together.
-    #[arg(long, value_name = "X", help_heading = "Choice")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Choice")]
     top_p: Option<f64>,
     /// Choose among tokens with at least this part of the likeliest one's probability.
-    #[arg(long, value_name = "X", help_heading = "Choice")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Choice")]
     min_p: Option<f64>,
     /// Make tokens that occurred less likely (1: no).
-    #[arg(long, value_name = "X", help_heading = "Choice")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = "Choice")]
     repetition_penalty: Option<f64>,
     /// Search with that many beams instead of choosing token by token.
     #[arg(long, value_name = "N", conflicts_with_all = ["greedy", "temperature", "top_k", "top_p", "min_p"], help_heading = "Choice")]

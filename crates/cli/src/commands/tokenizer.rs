@@ -31,6 +31,8 @@ pub(crate) enum Kind {
     Wordpiece,
     /// Unigram language model (SentencePiece's).
     Unigram,
+    /// The 256 bytes and an end-of-text token: nothing is learned, no data is needed.
+    Bytes,
 }
 
 /// Learn a vocabulary from text, and write a folder that `transformers` loads too.
@@ -117,14 +119,15 @@ pub(crate) fn open(model: &str) -> anyhow::Result<Tokenizer> {
 impl Train {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         refuse_to_replace(&self.output)?;
-        let mut layers = Layers::new();
-        layers.add::<Data>("defaults", &Data::defaults())?.add::<Data>("command line", &self.data.0)?;
-        let corpus = layers.resolve::<Data>()?.open()?;
         let kind = match self.kind {
             Kind::Bpe => TrainKind::Bpe,
             Kind::Wordpiece => TrainKind::WordPiece,
             Kind::Unigram => TrainKind::Unigram,
+            Kind::Bytes => return self.write_bytes(context),
         };
+        let mut layers = Layers::new();
+        layers.add::<Data>("defaults", &Data::defaults())?.add::<Data>("command line", &self.data.0)?;
+        let corpus = layers.resolve::<Data>()?.open()?;
         let options = TrainOptions {
             lowercase: !self.cased,
             min_frequency: self.min_frequency,
@@ -160,6 +163,20 @@ impl Train {
                 grouped(self.vocab_size as u64)
             )?;
         }
+        writeln!(out, "written   {}", self.output.display())?;
+        Ok(())
+    }
+
+    /// Bytes are tokens as they are.
+    fn write_bytes(self, context: &Context) -> anyhow::Result<()> {
+        let tokenizer = Tokenizer::bytes();
+        tokenizer.save(&self.output, None)?;
+        let size = tokenizer.vocab_size();
+        if context.json {
+            return json_line(&json!({ "output": self.output, "kind": "bytes", "vocab_size": size }));
+        }
+        let mut out = anstream::stdout().lock();
+        writeln!(out, "tokens    {size}: the bytes and the end of text; nothing was learned")?;
         writeln!(out, "written   {}", self.output.display())?;
         Ok(())
     }

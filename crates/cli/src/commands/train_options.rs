@@ -41,7 +41,7 @@ options!(
         #[arg(value_name = "N", help_heading = "Model")]
         maybe n_ctx: usize,
         /// Dropout everywhere; by default as published.
-        #[arg(value_name = "P", help_heading = "Model")]
+        #[arg(value_name = "P", allow_negative_numbers = true, help_heading = "Model")]
         maybe dropout: f32,
 
         /// Held-out text: a file or folder, a fraction of the data, or none; by default 0.05.
@@ -66,26 +66,26 @@ options!(
         #[arg(value_name = "N", help_heading = "Data")]
         value accumulate: usize = library().accumulate,
         /// Share of tokens to predict, of masked objectives.
-        #[arg(value_name = "P", help_heading = "Data")]
+        #[arg(value_name = "P", allow_negative_numbers = true, help_heading = "Data")]
         value mask_probability: f64 = library().mask_probability,
         /// Share of those that become the mask token.
-        #[arg(value_name = "P", help_heading = "Data")]
+        #[arg(value_name = "P", allow_negative_numbers = true, help_heading = "Data")]
         value mask_share: f64 = library().mask_share,
         /// Share of those that become a random token; the rest stay.
-        #[arg(value_name = "P", help_heading = "Data")]
+        #[arg(value_name = "P", allow_negative_numbers = true, help_heading = "Data")]
         value mask_random: f64 = library().mask_random,
         /// Mask whole words.
         #[arg(help_heading = "Data")]
         switch whole_words,
         /// Share of examples made shorter at random, of masked objectives.
-        #[arg(value_name = "P", help_heading = "Data")]
+        #[arg(value_name = "P", allow_negative_numbers = true, help_heading = "Data")]
         value short_probability: f64 = library().short_probability,
 
         /// Number of steps.
         #[arg(value_name = "N", help_heading = "Optimisation")]
         value steps: u64 = library().steps,
         /// The highest learning rate (noam: a factor).
-        #[arg(value_name = "X", help_heading = "Optimisation")]
+        #[arg(value_name = "X", allow_negative_numbers = true, help_heading = "Optimisation")]
         value lr: f64 = library().lr,
         /// Course of the learning rate: constant, linear, cosine or noam.
         #[arg(value_name = "SCHEDULE", help_heading = "Optimisation")]
@@ -94,22 +94,22 @@ options!(
         #[arg(value_name = "N", help_heading = "Optimisation")]
         maybe warmup_steps: u64,
         /// Learning rate at the end, as a share of the highest.
-        #[arg(value_name = "X", help_heading = "Optimisation")]
+        #[arg(value_name = "X", allow_negative_numbers = true, help_heading = "Optimisation")]
         value lr_floor: f64 = library().lr_floor,
         /// Decoupled weight decay; biases and norms have none.
-        #[arg(value_name = "X", help_heading = "Optimisation")]
+        #[arg(value_name = "X", allow_negative_numbers = true, help_heading = "Optimisation")]
         value weight_decay: f64 = library().weight_decay,
         /// Decay of the first moment.
-        #[arg(value_name = "X", help_heading = "Optimisation")]
+        #[arg(value_name = "X", allow_negative_numbers = true, help_heading = "Optimisation")]
         value beta1: f64 = library().beta1,
         /// Decay of the second moment.
-        #[arg(value_name = "X", help_heading = "Optimisation")]
+        #[arg(value_name = "X", allow_negative_numbers = true, help_heading = "Optimisation")]
         value beta2: f64 = library().beta2,
         /// Added to the root of the second moment.
-        #[arg(value_name = "X", help_heading = "Optimisation")]
+        #[arg(value_name = "X", allow_negative_numbers = true, help_heading = "Optimisation")]
         value eps: f64 = library().eps,
         /// Global norm that gradients are clipped to; 0: not.
-        #[arg(value_name = "X", help_heading = "Optimisation")]
+        #[arg(value_name = "X", allow_negative_numbers = true, help_heading = "Optimisation")]
         value clip: f64 = library().clip,
         /// Parameters that do not learn, by name; `*` stands for any text.
         #[arg(value_name = "NAME", help_heading = "Optimisation")]
