@@ -155,14 +155,13 @@ fn read(file: &JsonFile) -> Result<StackSpec> {
 
 fn write(spec: &StackSpec) -> Map<String, Value> {
     let NormKind::Layer { eps } = spec.norm;
-    let FeedForward::Dense(activation) = spec.feed_forward;
     let config = Config {
         vocab_size: spec.vocab_size,
         hidden_size: spec.d_model,
         num_hidden_layers: spec.n_layers,
         num_attention_heads: spec.n_heads,
         intermediate_size: spec.d_ff,
-        hidden_act: activation_name(activation).into(),
+        hidden_act: activation_name(spec.feed_forward.activation()).into(),
         hidden_dropout_prob: spec.dropout.residual,
         attention_probs_dropout_prob: spec.dropout.attention,
         max_position_embeddings: spec.n_ctx,

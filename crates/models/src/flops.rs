@@ -15,7 +15,8 @@ impl Flops {
     /// network of the head where `transform`).
     pub fn of(spec: &StackSpec, spans: &Spans, predicted: usize, transform: bool) -> Self {
         let (d, q, kv) = (spec.d_model as f64, spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
-        let per_token = 2.0 * d * (q + 2 * kv) as f64 + 2.0 * q as f64 * d + 4.0 * d * spec.d_ff as f64;
+        let network = 2.0 * d * (spec.feed_forward.maps() * spec.d_ff) as f64;
+        let per_token = 2.0 * d * (q + 2 * kv) as f64 + 2.0 * q as f64 * d + network;
         let mut forward = per_token * spec.n_layers as f64 * spans.total() as f64;
         for layer in 0..spec.n_layers {
             let mask = spec.attention(layer).mask;
@@ -42,6 +43,8 @@ impl Flops {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use genus_nn::FeedForward;
+    use genus_ops::Activation;
 
     #[test]
     fn gpt2_at_context_512() {
@@ -49,5 +52,23 @@ mod tests {
         let f = Flops::of(&(preset.spec)(), &Spans::from_lengths([512; 4]), 2048, false);
         // 769.5 MFLOP a token, counted by hand from the definition.
         assert!((f.training() / 2048.0 / 1e6 - 769.5).abs() < 0.1, "{}", f.training() / 2048.0 / 1e6);
+    }
+
+    /// One token attends to itself alone (4 q a layer) and goes through every matrix of the layers once.
+    #[test]
+    fn products_are_two_operations_a_weight() {
+        let (family, preset) = crate::find_preset("gpt2").unwrap();
+        let mut counts = Vec::new();
+        for network in [FeedForward::Dense(Activation::GeluTanh), FeedForward::Gated(Activation::Silu)] {
+            let spec = StackSpec { feed_forward: network, d_ff: 2048, ..(preset.spec)() };
+            let plan = family.plan(&spec, family.default_task()).unwrap();
+            let matrices = plan.iter().filter(|p| p.name.starts_with("layers.") && p.shape.len() == 2);
+            let weights: usize = matrices.map(|p| p.shape.iter().product::<usize>()).sum();
+            let f = Flops::of(&spec, &Spans::single(1), 0, false).forward;
+            assert_eq!(f, (2 * weights + 4 * 768 * 12) as f64, "{network:?}");
+            counts.push(family.count(&spec, family.default_task()).unwrap());
+        }
+        // A third matrix a layer, and neither of the network's biases.
+        assert_eq!(counts[1] - counts[0], 12 * (768 * 2048 - 2048 - 768));
     }
 }

@@ -124,7 +124,8 @@ pub(crate) fn activation(file: &JsonFile, field: &str, name: &str) -> Result<Act
         "gelu" => Activation::GeluErf,
         "relu" => Activation::Relu,
         "tanh" => Activation::Tanh,
-        _ => return Err(file.field_error(field, "gelu_new, gelu_pytorch_tanh, gelu, relu or tanh").into()),
+        "silu" | "swish" => Activation::Silu,
+        _ => return Err(file.field_error(field, "gelu_new, gelu_pytorch_tanh, gelu, relu, tanh or silu").into()),
     })
 }
 
@@ -134,6 +135,7 @@ pub(crate) fn activation_name(a: Activation) -> &'static str {
         Activation::GeluErf => "gelu",
         Activation::Relu => "relu",
         Activation::Tanh => "tanh",
+        Activation::Silu => "silu",
         Activation::Identity => "linear",
     }
 }
@@ -180,7 +182,6 @@ fn read(file: &JsonFile) -> Result<StackSpec> {
 
 fn write(spec: &StackSpec) -> Map<String, Value> {
     let NormKind::Layer { eps } = spec.norm;
-    let FeedForward::Dense(activation) = spec.feed_forward;
     let config = Config {
         vocab_size: spec.vocab_size,
         n_positions: spec.n_ctx,
@@ -188,7 +189,7 @@ fn write(spec: &StackSpec) -> Map<String, Value> {
         n_layer: spec.n_layers,
         n_head: spec.n_heads,
         n_inner: (spec.d_ff != 4 * spec.d_model).then_some(spec.d_ff),
-        activation_function: activation_name(activation).into(),
+        activation_function: activation_name(spec.feed_forward.activation()).into(),
         resid_pdrop: spec.dropout.residual,
         embd_pdrop: spec.dropout.embedding,
         attn_pdrop: spec.dropout.attention,

@@ -1,7 +1,7 @@
 //! Heads: what is read off the hidden states.
 
 use crate::layer::{Affine, NormParams};
-use crate::{Builder, FeedForward, Init, Result, Stack, StackSpec, Tying};
+use crate::{Builder, Init, Result, Stack, StackSpec, Tying};
 use genus_ops::{
     Activation, Layout, Param, Projection, Spans, Tape, Value, cross_entropy, gather_rows, linear, residual_norm,
 };
@@ -48,12 +48,11 @@ impl LmHead {
     /// When a parameter cannot be had.
     pub fn build(b: &mut Builder<'_>, spec: &StackSpec, stack: &Stack, head: &HeadSpec) -> Result<Self> {
         let d = spec.d_model;
-        let FeedForward::Dense(activation) = spec.feed_forward;
         let transform = match head.transform {
             HeadTransform::None => None,
             HeadTransform::Dense => Some((
                 Affine::build(b, "lm_head.transform", d, d, spec.layout, spec.init.std)?,
-                activation,
+                spec.feed_forward.activation(),
                 NormParams::build(b, "lm_head.norm", spec)?,
             )),
         };

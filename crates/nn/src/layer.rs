@@ -5,8 +5,8 @@ use crate::{
     StackSpec,
 };
 use genus_ops::{
-    Activation, AttentionSpec, Branch, Dense, Layout, Norm, Param, Qkv, Spans, Tape, Value, attention, feed_forward,
-    linear, residual_norm,
+    Activation, AttentionSpec, Branch, Dense, Gated, Layout, Norm, Param, Qkv, Spans, Tape, Value, attention,
+    feed_forward, gated_feed_forward, linear, residual_norm,
 };
 
 /// The parameters of a norm.
@@ -146,31 +146,59 @@ fn residual_std(spec: &StackSpec) -> f64 {
 
 /// The position-wise network.
 #[derive(Debug)]
-struct Network {
-    up: Affine,
-    down: Affine,
-    activation: Activation,
+enum Network {
+    Dense { up: Affine, down: Affine, activation: Activation },
+    Gated { gate: Param, up: Param, down: Param, layout: Layout, activation: Activation },
 }
 
 impl Network {
     fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec) -> Result<Self> {
-        let FeedForward::Dense(activation) = spec.feed_forward;
         let (d, f, layout) = (spec.d_model, spec.d_ff, spec.layout);
-        let up = Affine::build(b, &format!("{name}.up"), d, f, layout, spec.init.std)?;
-        let down = Affine::build(b, &format!("{name}.down"), f, d, layout, residual_std(spec))?;
-        Ok(Network { up, down, activation })
+        let (std, down_std) = (spec.init.std, residual_std(spec));
+        match spec.feed_forward {
+            FeedForward::Dense(activation) => {
+                let up = Affine::build(b, &format!("{name}.up"), d, f, layout, std)?;
+                let down = Affine::build(b, &format!("{name}.down"), f, d, layout, down_std)?;
+                Ok(Network::Dense { up, down, activation })
+            }
+            FeedForward::Gated(activation) => {
+                let mut matrix = |part: &str, d_in, d_out, std| {
+                    b.param(format!("{name}.{part}.weight"), &layout.shape(d_in, d_out), Init::Normal(std))
+                };
+                let (gate, up) = (matrix("gate", d, f, std)?, matrix("up", d, f, std)?);
+                let down = matrix("down", f, d, down_std)?;
+                Ok(Network::Gated { gate, up, down, layout, activation })
+            }
+        }
     }
 
     fn forward(&self, tape: &Tape, x: &Value) -> Result<Value> {
-        let w = Dense {
-            up: &tape.param(&self.up.weight),
-            up_bias: &tape.param(&self.up.bias),
-            down: &tape.param(&self.down.weight),
-            down_bias: &tape.param(&self.down.bias),
-            layout: self.up.layout,
-            activation: self.activation,
-        };
-        Ok(feed_forward(tape, x, &w)?)
+        Ok(match self {
+            Network::Dense { up, down, activation } => {
+                let w = Dense {
+                    up: &tape.param(&up.weight),
+                    up_bias: &tape.param(&up.bias),
+                    down: &tape.param(&down.weight),
+                    down_bias: &tape.param(&down.bias),
+                    layout: up.layout,
+                    activation: *activation,
+                };
+                feed_forward(tape, x, &w)?
+            }
+            Network::Gated { gate, up, down, layout, activation } => {
+                let w = Gated {
+                    gate: &tape.param(gate),
+                    gate_bias: None,
+                    up: &tape.param(up),
+                    up_bias: None,
+                    down: &tape.param(down),
+                    down_bias: None,
+                    layout: *layout,
+                    activation: *activation,
+                };
+                gated_feed_forward(tape, x, &w)?
+            }
+        })
     }
 }
 

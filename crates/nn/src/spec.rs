@@ -79,6 +79,25 @@ pub enum Projections {
 pub enum FeedForward {
     /// `act(x W1 + b1) W2 + b2`.
     Dense(Activation),
+    /// `(act(x Wg) * (x Wu)) Wd`, without biases (Shazeer 2020, arXiv 2002.05202; Llama, T5 1.1).
+    Gated(Activation),
+}
+
+impl FeedForward {
+    /// The activation inside.
+    pub fn activation(self) -> Activation {
+        match self {
+            FeedForward::Dense(activation) | FeedForward::Gated(activation) => activation,
+        }
+    }
+
+    /// The number of matrices between `d_model` and `d_ff`, either way.
+    pub fn maps(self) -> usize {
+        match self {
+            FeedForward::Dense(_) => 2,
+            FeedForward::Gated(_) => 3,
+        }
+    }
 }
 
 /// Whether the output projection is the token table.

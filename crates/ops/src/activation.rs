@@ -17,6 +17,9 @@ pub enum Activation {
     Relu,
     /// The hyperbolic tangent (BERT's pooler).
     Tanh,
+    /// `x / (1 + exp(-x))`, the sigmoid-weighted linear unit (Elfwing et al. 2017, arXiv 1702.03118; Swish with beta 1): Llama's
+    /// gate.
+    Silu,
 }
 
 /// `sqrt(2 / pi)`.
@@ -39,6 +42,7 @@ impl Activation {
             }
             Activation::Relu => x.relu()?,
             Activation::Tanh => x.tanh()?,
+            Activation::Silu => x.silu()?,
         })
     }
 }

@@ -33,7 +33,7 @@ pub use candle_core::{DType, Device, Tensor};
 pub use cross_entropy::{IGNORE, Projection, cross_entropy};
 pub use embedding::embedding;
 pub use error::{Error, Result};
-pub use feed_forward::{Dense, feed_forward};
+pub use feed_forward::{Dense, Gated, feed_forward, gated_feed_forward};
 pub use gemm::product;
 pub use linear::{Layout, linear};
 pub use norm::{Branch, Norm, residual, residual_norm};

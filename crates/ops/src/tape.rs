@@ -497,7 +497,19 @@ impl Tape {
             return Err(Error::shape("backward", "loss", loss.dims(), "a scalar"));
         }
         let one = loss.tensor.ones_like()?;
-        Ok(Gradients(self.run_backward(loss, one)?))
+        self.backward_from(loss, one)
+    }
+
+    /// As [`Tape::backward`], from an `output` of any shape whose `gradient` is known from what came of it elsewhere: another
+    /// tape, another process.
+    ///
+    /// # Errors
+    /// When the two differ in shape, or `output` is not on the tape.
+    pub fn backward_from(&self, output: &Value, gradient: Tensor) -> Result<Gradients> {
+        if gradient.dims() != output.dims() {
+            return Err(Error::shape("backward", "gradient", gradient.dims(), format!("{:?}", output.dims())));
+        }
+        Ok(Gradients(self.run_backward(output, gradient)?))
     }
 
     fn run_backward(&self, output: &Value, g: Tensor) -> Result<Grads> {

@@ -90,8 +90,8 @@ fn check(name: &str, dropout: bool, shapes: &[&[usize]], op: &Op<'_>) {
     }
 }
 
-const ACTIVATIONS: [Activation; 4] =
-    [Activation::Identity, Activation::GeluTanh, Activation::GeluErf, Activation::Tanh];
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Identity, Activation::GeluTanh, Activation::GeluErf, Activation::Tanh, Activation::Silu];
 
 #[test]
 fn linear_and_feed_forward() {
@@ -109,6 +109,19 @@ fn linear_and_feed_forward() {
                 let w = Dense { up: &x[1], up_bias: &x[2], down: &x[3], down_bias: &x[4], layout, activation: f };
                 Ok(vec![feed_forward(t, &x[0], &w)?])
             });
+            let bias: [&[usize]; 3] = [&[35], &[35], &[9]];
+            // All biases, none, and one of each place.
+            for has in [[true; 3], [false; 3], [true, false, false], [false, true, false], [false, false, true]] {
+                let mut shapes: Vec<&[usize]> = vec![&[23, 9], &w, &w, &down];
+                shapes.extend(bias.iter().zip(has).filter(|(_, has)| *has).map(|(b, _)| *b));
+                check("gated feed-forward", false, &shapes, &|t, x| {
+                    let mut rest = x[4..].iter();
+                    let [gate_bias, up_bias, down_bias] = has.map(|has| if has { rest.next() } else { None });
+                    let (gate, up, down) = (&x[1], &x[2], &x[3]);
+                    let w = Gated { gate, gate_bias, up, up_bias, down, down_bias, layout, activation: f };
+                    Ok(vec![gated_feed_forward(t, &x[0], &w)?])
+                });
+            }
         }
     }
 }

@@ -1,7 +1,12 @@
-//! The position-wise feed-forward network `y = act(x W1 + b1) W2 + b2` (Vaswani et al. 2017, equation 2).
+//! The position-wise feed-forward networks: dense, `y = act(x W1 + b1) W2 + b2` (Vaswani et al. 2017, equation 2), and gated.
 
 pub(crate) mod cpu;
 pub(crate) mod definition;
+mod gated;
+#[cfg(test)]
+mod tests;
+
+pub use gated::{Gated, gated_feed_forward};
 
 use crate::array::{tensor, uninit, with_slices};
 use crate::linear::cpu as maps;
@@ -33,24 +38,30 @@ pub struct Dense<'a> {
 /// When shapes do not fit.
 pub fn feed_forward(tape: &Tape, x: &Value, w: &Dense<'_>) -> Result<Value> {
     const OP: &str = "feed-forward";
-    let (n, d) = matrix(OP, "x", x)?;
-    let (d_in, d_ff) = w.layout.dims(OP, w.up)?;
-    let (f, d_out) = w.layout.dims(OP, w.down)?;
-    if d != d_in {
-        return Err(Error::shape(OP, "x", x.dims(), format!("[n, {d_in}]")));
-    }
-    if f != d_ff {
-        return Err(Error::shape(OP, "down", w.down.dims(), format!("{:?}", w.layout.shape(d_ff, d_out))));
-    }
-    vector(OP, "up bias", w.up_bias, d_ff)?;
-    vector(OP, "down bias", w.down_bias, d_out)?;
+    let s = shape(OP, x, w.up, w.down, w.layout)?;
+    vector(OP, "up bias", w.up_bias, s.d_ff)?;
+    vector(OP, "down bias", w.down_bias, s.d_out)?;
     let (layout, activation) = (w.layout, w.activation);
     let inputs = [x, w.up, w.up_bias, w.down, w.down_bias];
     if tape.kernel(x.tensor()) {
-        return kernel(tape, &inputs, layout, activation, cpu::Shape { n, d_model: d, d_ff, d_out });
+        return kernel(tape, &inputs, layout, activation, s);
     }
     let [y] = tape.composed(&inputs, |t| Ok([definition::feed_forward(t, layout, activation)?]))?;
     Ok(y)
+}
+
+/// The network's sizes, where `x`, the map into the inner layer and the one out of it fit.
+fn shape(op: &'static str, x: &Value, up: &Value, down: &Value, layout: Layout) -> Result<cpu::Shape> {
+    let (n, d) = matrix(op, "x", x)?;
+    let (d_model, d_ff) = layout.dims(op, up)?;
+    let (f, d_out) = layout.dims(op, down)?;
+    if d != d_model {
+        return Err(Error::shape(op, "x", x.dims(), format!("[n, {d_model}]")));
+    }
+    if f != d_ff {
+        return Err(Error::shape(op, "down", down.dims(), format!("{:?}", layout.shape(d_ff, d_out))));
+    }
+    Ok(cpu::Shape { n, d_model, d_ff, d_out })
 }
 
 /// The kernel path; `inputs`: x, up, up bias, down, down bias.
@@ -65,12 +76,13 @@ fn kernel(tape: &Tape, inputs: &[&Value; 5], layout: Layout, f: Activation, s: c
         cpu::forward(s, x, up, down, layout, f, pre.as_deref_mut(), &mut hidden, &mut y);
     })?;
     drop(hidden);
-    let Some(pre) = pre else { return Ok(Value::constant(tensor(y, &[n, d_out])?)) };
+    let Some(mut pre) = pre else { return Ok(Value::constant(tensor(y, &[n, d_out])?)) };
     let [to_x, to_up, to_up_bias, to_down, to_down_bias] = inputs.map(|v| v.target());
     Ok(tape.push(inputs, tensor(y, &[n, d_out])?, move |g, grads| {
         with_slices([&x, &up, &down, &g], |[x, up, down, dy]| {
-            let (mut du, mut hidden) = (uninit(n * d_ff), uninit(n * d_ff));
-            cpu::hidden_gradient(s, dy, down, layout, f, &pre, &mut du, &mut hidden);
+            let mut hidden = uninit(n * d_ff);
+            cpu::hidden_gradient(s, dy, down, layout, f, &mut pre, &mut hidden);
+            let du = pre;
             grads.write(&to_down, &layout.shape(d_ff, d_out), |dw, add| {
                 maps::weight_gradient(s.down(), &hidden, dy, layout, dw, add);
             })?;

@@ -30,6 +30,7 @@ pub(crate) unsafe fn value<S: Simd>(f: Activation, x: S::V) -> S::V {
             // The argument second: a NaN comes out again.
             Activation::Relu => S::max(S::splat(0.0), x),
             Activation::Tanh => math::tanh::<S>(x),
+            Activation::Silu => S::div(x, S::add(S::splat(1.0), math::exp::<S>(S::sub(S::splat(0.0), x)))),
         }
     }
 }
@@ -71,6 +72,13 @@ pub(crate) unsafe fn value_and_slope<S: Simd>(f: Activation, x: S::V) -> (S::V, 
             Activation::Tanh => {
                 let t = math::tanh::<S>(x);
                 (t, S::sub(one, S::mul(t, t)))
+            }
+            Activation::Silu => {
+                let e = math::exp::<S>(S::sub(S::splat(0.0), x));
+                let below = S::add(one, e);
+                let (y, sigmoid) = (S::div(x, below), S::div(one, below));
+                // s + y (1 - s), where 1 - s = e s has no cancellation.
+                (y, S::fma(y, S::mul(e, sigmoid), sigmoid))
             }
         }
     }
@@ -128,7 +136,7 @@ impl Epilogue for Activate {
 }
 
 /// The weight as the matrix `[d_in, d_out]`.
-pub(crate) fn weight(w: &[f32], layout: Layout, d_in: usize, d_out: usize) -> Mat {
+fn weight(w: &[f32], layout: Layout, d_in: usize, d_out: usize) -> Mat {
     assert_eq!(w.len(), d_in * d_out);
     match layout {
         Layout::InOut => Mat::rows(w.as_ptr(), d_out),
@@ -156,30 +164,65 @@ pub(crate) fn forward(
     pre: Option<&mut [f32]>,
     y: &mut [f32],
 ) {
-    let Sizes { n, d_in, d_out } = s;
-    assert!(x.len() == n * d_in && y.len() == n * d_out && bias.is_none_or(|b| b.len() == d_out));
-    assert!(pre.as_ref().is_none_or(|p| p.len() == n * d_out));
-    let init = bias.map_or(Init::Zero, Init::Bias);
-    let (a, b) = (Mat::rows(x.as_ptr(), d_in), weight(w, layout, d_in, d_out));
+    let size = s.n * s.d_out;
+    assert!(y.len() == size && pre.as_ref().is_none_or(|p| p.len() == size));
     let out = SendPtr(y.as_mut_ptr());
     // SAFETY: sizes checked above; `y` and `pre` are exclusive borrows.
     unsafe {
         if f == Activation::Identity && pre.is_none() {
-            gemm(n, d_out, d_in, a, b, out.0, d_out, init);
+            forward_then(s, x, w, layout, bias, out, ());
         } else {
-            let c = pre.map_or(out.0, |p| p.as_mut_ptr());
-            gemm_then(n, d_out, d_in, a, b, c, d_out, init, Activate { f, out, ldo: d_out });
+            let c = pre.map_or(out, |p| SendPtr(p.as_mut_ptr()));
+            forward_then(s, x, w, layout, bias, c, Activate { f, out, ldo: s.d_out });
         }
     }
 }
 
+/// `c = x W + b`, with something done to each segment of a row when it is complete.
+///
+/// # Safety
+/// `c` is `[n, d_out]` and the caller's alone; and what the epilogue needs.
+pub(crate) unsafe fn forward_then<E: Epilogue>(
+    s: Sizes,
+    x: &[f32],
+    w: &[f32],
+    layout: Layout,
+    bias: Option<&[f32]>,
+    c: SendPtr,
+    then: E,
+) {
+    let Sizes { n, d_in, d_out } = s;
+    assert!(x.len() == n * d_in && bias.is_none_or(|b| b.len() == d_out));
+    let init = bias.map_or(Init::Zero, Init::Bias);
+    let (a, b) = (Mat::rows(x.as_ptr(), d_in), weight(w, layout, d_in, d_out));
+    // SAFETY: sizes checked here and in `weight`; the rest is the caller's promise.
+    unsafe { gemm_then(n, d_out, d_in, a, b, c.0, d_out, init, then) }
+}
+
 /// `dx (+)= dy W^T`.
 pub(crate) fn input_gradient(s: Sizes, dy: &[f32], w: &[f32], layout: Layout, dx: &mut [f32], accumulate: bool) {
+    // SAFETY: no epilogue.
+    unsafe { input_gradient_then(s, dy, w, layout, dx, accumulate, ()) }
+}
+
+/// As [`input_gradient`], with something done to each segment of a row when it is complete.
+///
+/// # Safety
+/// What the epilogue needs.
+pub(crate) unsafe fn input_gradient_then<E: Epilogue>(
+    s: Sizes,
+    dy: &[f32],
+    w: &[f32],
+    layout: Layout,
+    dx: &mut [f32],
+    accumulate: bool,
+    then: E,
+) {
     let Sizes { n, d_in, d_out } = s;
     assert!(dy.len() == n * d_out && dx.len() == n * d_in);
     let (a, b) = (Mat::rows(dy.as_ptr(), d_out), weight(w, layout, d_in, d_out).t());
-    // SAFETY: sizes checked here and in `weight`.
-    unsafe { gemm(n, d_in, d_out, a, b, dx.as_mut_ptr(), d_in, Init::accumulate(accumulate)) }
+    // SAFETY: sizes checked here and in `weight`; the epilogue is the caller's promise.
+    unsafe { gemm_then(n, d_in, d_out, a, b, dx.as_mut_ptr(), d_in, Init::accumulate(accumulate), then) }
 }
 
 /// `dW (+)= x^T dy` in the weight's layout.
@@ -260,8 +303,14 @@ mod tests {
     use super::*;
     use crate::testing::{close, data, every_level, thread_invariant};
 
-    const ALL: [Activation; 5] =
-        [Activation::Identity, Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Tanh];
+    const ALL: [Activation; 6] = [
+        Activation::Identity,
+        Activation::GeluTanh,
+        Activation::GeluErf,
+        Activation::Relu,
+        Activation::Tanh,
+        Activation::Silu,
+    ];
 
     /// In f64, with erf by its Maclaurin series (arguments stay below 3).
     pub(crate) fn exact(f: Activation, x: f64) -> f64 {
@@ -279,7 +328,27 @@ mod tests {
             }
             Activation::Relu => x.max(0.0),
             Activation::Tanh => x.tanh(),
+            Activation::Silu => x / (1.0 + (-x).exp()),
         }
+    }
+
+    /// Far from 0 too, where sums of large and small terms would lose what is left.
+    #[test]
+    fn silu_and_its_slope_over_the_whole_range() {
+        let x: Vec<f32> = (-4000..4000).map(|i| i as f32 * 0.0231).collect();
+        let n = x.len();
+        every_level(|| {
+            let (mut y, mut slope) = (vec![0.0; n], vec![0.0; n]);
+            forward(Sizes { n, d_in: 1, d_out: 1 }, &x, &[1.0], Layout::InOut, None, Activation::Silu, None, &mut y);
+            activation_gradient(Activation::Silu, &x, &vec![1.0; n], &mut slope);
+            for ((&x, &y), &slope) in x.iter().zip(&y).zip(&slope) {
+                let s = 1.0 / (1.0 + (-x as f64).exp());
+                let (value, exact) = (x as f64 * s, s + x as f64 * s * (1.0 - s));
+                // Relative, down to where single precision has no full digits left.
+                assert!((y as f64 - value).abs() <= 1e-6 * value.abs() + 1e-36, "silu({x}) = {y}, not {value}");
+                assert!((slope as f64 - exact).abs() <= 1e-6 * (s + value.abs()) + 1e-36, "{x}: {slope}, not {exact}");
+            }
+        });
     }
 
     #[test]
