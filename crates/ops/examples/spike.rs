@@ -1,7 +1,8 @@
 //! Residual, norm and feed-forward with recomputation, on the tape and inside candle's graph, with the same kernels: the figures
 //! behind the decision for a tape (`docs/decisions/0001-tape.md`).
 //!
-//! `cargo run --release -p genus-ops --example spike -- dense|gated tape|custom [recompute]`, one process a figure.
+//! `cargo run --release -p genus-ops --example spike -- dense|gated tape|custom [recompute] [steps]`, one process a
+//! figure.
 //!
 //! Inside candle's graph an operation is a custom op of three tensors and one result. What its backward needs and what does not
 //! fit (a fourth weight, biases) is in stores beside the graph; the residual is candle's addition. A recomputed layer is a custom
@@ -279,6 +280,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let has = |name: &str| args.iter().any(|a| a == name);
     let kind = if has("gated") { Kind::Gated } else { Kind::Dense };
     let (custom, again) = (has("custom"), has("recompute"));
+    let steps: usize = args.iter().find_map(|a| a.parse().ok()).unwrap_or(7);
     let mut params = Vec::new();
     for l in 0..LAYERS {
         let layer: Result<Vec<Param>> = shapes(kind)
@@ -303,7 +305,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let input = Var::from_tensor(&x)?;
     let before = status("VmRSS");
     let (mut times, mut squares) = (Vec::new(), Vec::new());
-    for step in 0..8 {
+    for step in 0..=steps {
         params.iter().flatten().for_each(Param::clear_grad);
         let start = Instant::now();
         let grads = match custom {

@@ -266,3 +266,34 @@ fn shared_parameters_accumulate_in_place_and_learn() -> Result<()> {
     }
     Ok(())
 }
+
+/// A computation cut in two, the gradient carried over by hand, has the bits of the whole.
+#[test]
+fn a_backward_pass_can_start_from_any_output() -> Result<()> {
+    let make =
+        |n: usize, d: usize, seed| Tensor::from_vec(data(n * d, seed), (n, d), &Device::Cpu)?.to_dtype(DType::F32);
+    let (x, w) = (make(9, 6, 1)?, Param::new("w", make(6, 6, 2)?));
+    let first = |tape: &Tape, x: &Value| {
+        let f = Activation::Silu;
+        linear(tape, x, &tape.param(&w), None, Layout::InOut, f)
+    };
+    let second = |tape: &Tape, y: &Value| loss(tape, std::slice::from_ref(y));
+    let gradients = |dx: Option<Tensor>| -> Result<(Vec<f32>, Vec<f32>)> {
+        let all = (to_vec(&dx.expect("of the input"))?, to_vec(&w.grad().expect("of the weight"))?);
+        w.clear_grad();
+        Ok(all)
+    };
+    let tape = Tape::recording();
+    let leaf = tape.leaf(x.clone());
+    let whole = gradients(tape.backward(&second(&tape, &first(&tape, &leaf)?)?)?.of(&leaf))?;
+
+    let (front, back) = (Tape::recording(), Tape::recording());
+    let leaf = front.leaf(x);
+    let y = first(&front, &leaf)?;
+    let border = back.leaf(y.tensor().clone());
+    let g = back.backward(&second(&back, &border)?)?.of(&border).expect("of the border");
+    let wrong = front.backward_from(&y, g.narrow(0, 0, 3)?).err().map(|e| e.to_string());
+    assert!(wrong.is_some_and(|e| e.contains("gradient has shape [3, 6], expected [9, 6]")));
+    assert_eq!(gradients(front.backward_from(&y, g)?.of(&leaf))?, whole);
+    Ok(())
+}
