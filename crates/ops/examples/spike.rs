@@ -14,6 +14,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Instant;
 
+#[global_allocator]
+static ALLOCATOR: memory::Recycler = memory::Recycler;
+
 type Candle<T> = candle_core::Result<T>;
 
 const LAYERS: usize = 6;
