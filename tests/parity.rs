@@ -6,6 +6,7 @@
 //! what was measured is one sample of it ([`Precision::Working`]).
 
 use candle_core::{DType, Device, Tensor};
+use genus_models::nn::ClassTargets;
 use genus_models::{Input, LoadOptions, Model, SequenceCache, Task};
 use genus_ops::{AdamW, IGNORE, Moments, Spans, Tape, Value, adamw, gather_rows, grad_norm, weighted_sum};
 use serde::Deserialize;
@@ -247,7 +248,7 @@ fn forward(model: &Model, batch: &Ragged, tape: &Tape) -> Result<(Outputs, Optio
         let name = if task == Task::Pretraining { "seq_relationship_logits" } else { "logits" };
         out.insert(name.into(), numbers(head.logits(tape, &pooled)?.tensor())?);
         if let Some(pairs) = &batch.pairs {
-            terms.push(head.loss(tape, &pooled, pairs, mean(pairs))?);
+            terms.push(head.loss(tape, &pooled, ClassTargets::One(pairs), mean(pairs))?);
         }
     }
     let loss = match terms.as_slice() {

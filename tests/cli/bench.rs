@@ -1,6 +1,6 @@
 //! `genus bench`: what is reported, not how fast it is.
 
-use crate::program::{fails, json_lines, ok};
+use crate::program::{arg, fails, json_lines, ok};
 
 const SMALL: [&str; 14] = [
     "--n-layers",
@@ -21,7 +21,9 @@ const SMALL: [&str; 14] = [
 
 #[test]
 fn every_workload_reports_what_is_contracted() {
-    let workloads: [(&str, &str, &[&str]); 5] = [
+    let workloads: [(&str, &str, &[&str]); 7] = [
+        ("train", "gpt2", &["--batch", "2", "--context", "32", "--recompute"]),
+        ("train", "bert-base-uncased", &["--batch", "2", "--context", "32", "--task", "sequence-classification"]),
         ("train", "gpt2", &["--batch", "2", "--context", "32"]),
         ("train", "bert-base-uncased", &["--batch", "2", "--context", "32"]),
         ("forward", "gpt2", &["--batch", "2", "--context", "32"]),
@@ -53,6 +55,29 @@ fn every_workload_reports_what_is_contracted() {
         seconds.sort_by(f64::total_cmp);
         assert!((tokens * (seconds[0] + seconds[1]) / 2.0 - expected).abs() < 0.01 * expected, "{kind}: {report}");
     }
+}
+
+/// Lines with a class behind a tab, at their natural lengths, by a folder's own tokenizer.
+#[test]
+fn labelled_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lines.tsv");
+    std::fs::write(&file, "sentence\tlabel\na good film\t1\nbad\t0\n\nneither good nor bad\t1\n").unwrap();
+    let common = ["--task", "sequence-classification", "--tokenizer", "bytes", "--batch", "2", "--json"];
+    let run = |file: &std::path::Path| {
+        let args = [&["bench", "train", "bert-base-uncased", "--lines", arg(file)], &common[..], &SMALL[..]].concat();
+        json_lines(&ok(&args).stdout).remove(0)
+    };
+    let report = run(&file);
+    assert_eq!(report["workload"], "train classification 3 lines in batches of 2");
+    let seconds: Vec<f64> = report["seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect();
+    let tokens = report["tokens_per_second"].as_f64().unwrap() * (seconds[0] + seconds[1]) / 2.0;
+    assert!((tokens - 34.0).abs() < 0.4, "{report}");
+    assert_eq!(report["tokenizing_seconds"].as_array().unwrap().len(), 2);
+    std::fs::write(&file, "a good film\t1\nbad\t2\n").unwrap();
+    let args = [&["bench", "train", "bert-base-uncased", "--lines", arg(&file)], &common[..], &SMALL[..]].concat();
+    fails(1, &args, &["lines.tsv", "line 2", "\"2\"", "from 0 to 1"]);
+    fails(1, &["bench", "train", "gpt2", "--task", "base"], &["base", "objective"]);
 }
 
 #[test]

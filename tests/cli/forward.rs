@@ -9,7 +9,7 @@ use crate::program::{arg, fails, fixture, json_lines, ok};
 #[test]
 fn outputs_and_gradients_are_the_references() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["gpt2-causal-lm", "bert-pretraining", "bert-old-names"] {
+    for name in ["gpt2-causal-lm", "bert-pretraining", "bert-old-names", "bert-several-classes", "gpt2-classes"] {
         let source = fixture(name);
         let out = dir.path().join(format!("{name}.safetensors"));
         let batch = source.join("batch.json");

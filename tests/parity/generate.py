@@ -43,8 +43,10 @@ from transformers import (
     BertForMaskedLM,
     BertForNextSentencePrediction,
     BertForPreTraining,
+    BertForSequenceClassification,
     BertModel,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     GPT2Model,
 )
@@ -130,12 +132,22 @@ def make_batch(seed, lengths, model_type, heads, keep_labels=0.8):
     return batch
 
 
+def sequence_batch(seed, lengths, model_type, labels, pad=None):
+    """A batch with a label a row. The reference's GPT-2 looks for its last token by id alone, so padded places hold `pad`."""
+    batch = make_batch(seed, lengths, model_type, [])
+    if pad is not None:
+        batch["input_ids"] = [[id if real else pad for id, real in zip(ids, mask)]
+                              for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+    return {**batch, "labels": labels}
+
+
 def pad_left(batch):
     """The same rows, padded at the left."""
     lengths = [sum(row) for row in batch["attention_mask"]]
     out = {}
     for name, rows in batch.items():
-        out[name] = rows if name == "next_sentence_label" else [r[n:] + r[:n] for r, n in zip(rows, lengths)]
+        padded = isinstance(rows[0], list) and len(rows[0]) == len(batch["attention_mask"][0])
+        out[name] = [r[n:] + r[:n] for r, n in zip(rows, lengths)] if padded else rows
     return out
 
 
@@ -170,7 +182,15 @@ def run(model, batch, hidden=False):
     elif labels is not None:
         extra = dict(labels=labels)
     cache = dict(use_cache=False) if is_gpt2 else {}
+    classifies = isinstance(model, (BertForSequenceClassification, GPT2ForSequenceClassification))
+    if classifies and labels is not None and labels.is_floating_point():
+        extra = dict(labels=labels.to(model.dtype))
+    problem = model.config.problem_type if classifies else None
     o = model(**inputs, **extra, **cache, output_hidden_states=hidden, return_dict=True)
+    if classifies:
+        found, model.config.problem_type = model.config.problem_type, problem  # the reference writes its guess there
+        if labels is not None:
+            loss = class_loss(found, o.logits, labels)
     if isinstance(model, GPT2LMHeadModel) and labels is not None:
         loss = cross_entropy(o.logits[:, :-1], labels[:, 1:])
     elif isinstance(model, BertForMaskedLM) and labels is not None:
@@ -191,6 +211,14 @@ def run(model, batch, hidden=False):
         for i, value in enumerate(o.hidden_states):
             out[f"hidden_states.{i}"] = zero_padding(value, mask)
     return out, loss
+
+
+def class_loss(problem, logits, labels):
+    if problem == "single_label_classification":
+        return cross_entropy(logits, labels)
+    if problem == "multi_label_classification":
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return torch.nn.functional.mse_loss(logits.reshape(labels.shape), labels.to(logits.dtype))
 
 
 def zero_padding(value, mask):
@@ -518,8 +546,32 @@ def generate(root):
     w.case("bert-old-names", model, make_batch(40, [6, 3], "bert", both, 0.6), save=save_old_bert(model),
            rename=new_bert_name, hidden=False)
 
+    classification(w, small_gpt2, small_bert)
+
     (root / "tolerances.json").write_text(tolerances_text(w.tolerances))
     published(root)
+
+
+def classification(w, small_gpt2, small_bert):
+    """A class, several, or numbers for each sequence."""
+    one = dict(num_hidden_layers=1, **small_bert)
+    names = dict(id2label={0: "bad", 1: "so-so", 2: "good"}, label2id={"bad": 0, "so-so": 1, "good": 2})
+    model = build(BertForSequenceClassification, bert_config(**small_bert, **names, classifier_dropout=0.2), 41)
+    w.case("bert-classes", model, sequence_batch(42, [9, 1, 5, 12], "bert", [2, 0, -100, 1]))
+    model = build(BertForSequenceClassification, bert_config(num_labels=1, **one), 43)
+    w.case("bert-number", model, sequence_batch(44, [3, 8, 6], "bert", [0.5, -1.25, 2.0]))
+    several = dict(num_labels=5, problem_type="multi_label_classification")
+    model = build(BertForSequenceClassification, bert_config(**several, **one), 45)
+    applies = [[1.0, 0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.25, 1.0, 1.0, 1.0]]
+    w.case("bert-several-classes", model, sequence_batch(46, [7, 2, 4], "bert", applies))
+    # Id 17 is padding; the third row ends in it, also where it is real: the token before it is the last.
+    model = build(GPT2ForSequenceClassification, gpt2_config(n_layer=2, num_labels=3, pad_token_id=17, **small_gpt2), 47)
+    batch = sequence_batch(48, [10, 1, 6, 4], "gpt2", [1, 2, 0, 1], pad=17)
+    batch["input_ids"][2][4:6] = [17, 17]
+    w.case("gpt2-classes", model, batch, left=True)
+    numbers = dict(n_layer=1, num_labels=2, problem_type="regression", pad_token_id=0)
+    model = build(GPT2ForSequenceClassification, gpt2_config(**numbers, **small_gpt2), 49)
+    w.case("gpt2-numbers", model, sequence_batch(50, [3, 7], "gpt2", [[0.5, -3.0], [1.25, 0.75]], pad=0))
 
 
 # GPT-2's steps are all clipped; of BERT's some are and some are not.

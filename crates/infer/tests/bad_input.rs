@@ -97,6 +97,7 @@ fn batches() {
     let bert = tiny("bert-tiny", Task::Pretraining);
     let next = tiny("bert-tiny", Task::NextSentence);
     let base = tiny("gpt2", Task::Base);
+    let classes = tiny("gpt2", Task::SequenceClassification);
     let cases: &[(&Model, &str, &[&str])] = &[
         (&gpt2, r#"[1]"#, &["JSON object"]),
         (&gpt2, r#"{"attention_mask": [[1]]}"#, &["input_ids", "nothing"]),
@@ -140,6 +141,14 @@ fn batches() {
         (&bert, r#"{"input_ids": [[1, 2]], "next_sentence_label": [1, 1]}"#, &["next_sentence_label", "2 numbers"]),
         (&next, r#"{"input_ids": [[1, 2]], "next_sentence_label": [1], "labels": [1]}"#, &["labels", "one of the two"]),
         (&next, r#"{"input_ids": [[1, 2]], "labels": [[1, 1]]}"#, &["labels[0]", "a list"]),
+        (&classes, r#"{"input_ids": [[1, 2]], "labels": [2]}"#, &["labels[0]", "2", "from 0 to 1"]),
+        (&classes, r#"{"input_ids": [[1, 2]], "labels": [1, 1]}"#, &["labels", "2 numbers", "1, one a row"]),
+        (&classes, r#"{"input_ids": [[1, 2]], "labels": [0.5]}"#, &["labels[0]", "0.5", "a class"]),
+        (&classes, r#"{"input_ids": [[1, 2]], "labels": [-100]}"#, &["labels", "only -100"]),
+        (&classes, r#"{"input_ids": [[1, 2]], "labels": [[0.5]]}"#, &["labels[0]", "1 numbers", "2, one a label"]),
+        (&classes, r#"{"input_ids": [[1, 2]], "labels": [[0.5, 2]]}"#, &["labels[0]", "2", "from 0 to 1"]),
+        (&classes, r#"{"input_ids": [[1, 2], [3, 4]], "labels": [[1, 0]]}"#, &["labels", "1 entries", "2, one a row"]),
+        (&classes, r#"{"input_ids": [[1, 2]], "next_sentence_label": [0]}"#, &["sequence-classification takes"]),
     ];
     for (model, text, parts) in cases {
         let file = folder.batch(text);

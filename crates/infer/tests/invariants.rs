@@ -96,6 +96,31 @@ fn alone() {
     }
 }
 
+/// The class of a sequence alone is its class in any batch.
+#[test]
+fn classes_alone_are_those_of_any_batch() {
+    let all = sequences();
+    let classifiers = models().into_iter().filter(|m| m.task() == Task::SequenceClassification);
+    let logits = |model: &Model, sequences: &[Vec<u32>]| {
+        let (tape, input) = (Tape::inference(), Input::from_sequences(sequences));
+        let hidden = model.hidden(&tape, &input, None, false).unwrap().last;
+        let summary = model.summary(&tape, &hidden, &input).unwrap();
+        to_vec(model.classifier().unwrap().logits(&tape, &summary).unwrap().tensor()).unwrap()
+    };
+    let mut count = 0;
+    for model in classifiers {
+        at_every_level(|| {
+            let together = logits(&model, &all);
+            for (i, s) in all.iter().enumerate() {
+                let alone = logits(&model, std::slice::from_ref(s));
+                same_bits(&alone, &together[2 * i..2 * i + 2], &format!("{} {i}", name(&model)));
+            }
+        });
+        count += 1;
+    }
+    assert_eq!(count, families().len());
+}
+
 #[test]
 fn cached_is_uncached() {
     at_every_level(cached);

@@ -33,6 +33,12 @@ const CASES: &[(&str, &str)] = &[
     ("bert-base", ""),
     ("bert-f16", ""),
     ("bert-old-names", ""),
+    ("bert-classes", ""),
+    ("bert-number", ""),
+    ("bert-several-classes", ""),
+    ("gpt2-classes", ""),
+    ("gpt2-classes", "-left"),
+    ("gpt2-numbers", ""),
 ];
 
 /// A computation in f32 with another order of sums is about as far from the exact result as the reference's, which
@@ -87,7 +93,7 @@ fn outputs_losses_and_gradients() {
 /// Rows padded at the left: the same gradients, since the same tokens are run.
 #[test]
 fn padding_does_not_matter() {
-    for case in ["gpt2-causal-lm", "bert-masked-lm"] {
+    for case in ["gpt2-causal-lm", "bert-masked-lm", "gpt2-classes"] {
         let model = load(case);
         let run = |file: &str| {
             let batch = PaddedBatch::open(parity().join(case).join(file)).unwrap();

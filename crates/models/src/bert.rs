@@ -7,7 +7,7 @@
 //! Deviations: the GELU is the exact one (erf), as in the released code of Hugging Face; Google's first release used it too.
 
 use crate::gpt2::{activation, activation_name, d_head, only};
-use crate::registry::{Family, Pooling, Preset};
+use crate::registry::{Classified, Family, Pooling, Preset};
 use crate::{Result, Task};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
@@ -45,10 +45,12 @@ pub(crate) static BERT: Family = Family {
         (Task::Pretraining, "BertForPreTraining"),
         (Task::MaskedLm, "BertForMaskedLM"),
         (Task::NextSentence, "BertForNextSentencePrediction"),
+        (Task::SequenceClassification, "BertForSequenceClassification"),
         (Task::Base, "BertModel"),
     ],
     head: HeadSpec { transform: HeadTransform::Dense, bias: HeadBias::PerToken },
     pooling: Pooling::First,
+    classified: Classified::Pooled,
     read,
     write,
     names,
@@ -188,6 +190,8 @@ fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
     ];
     const NEXT: [(&str, &str); 2] =
         [("next_sentence.weight", "cls.seq_relationship.weight"), ("next_sentence.bias", "cls.seq_relationship.bias")];
+    const CLASSIFIER: [(&str, &str); 2] =
+        [("classifier.weight", "classifier.weight"), ("classifier.bias", "classifier.bias")];
     const POOLER: [(&str, &str); 2] = [("pooler.weight", "pooler.dense.weight"), ("pooler.bias", "pooler.dense.bias")];
     let mut map = NameMap::new()
         .prefix("bert.")
@@ -227,8 +231,12 @@ fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
             .other_heads(["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"])?
     };
     map = if task.predicts_next_sentence() { map.head(NEXT)? } else { map.other_heads(NEXT.map(|p| p.1))? };
+    map = match task {
+        Task::SequenceClassification => map.head(CLASSIFIER)?,
+        _ => map.other_heads(CLASSIFIER.map(|p| p.1))?,
+    };
     if task == Task::Base {
         map = map.write_bare();
     }
-    map.other_heads(["classifier.weight", "classifier.bias", "qa_outputs.weight", "qa_outputs.bias"])
+    map.other_heads(["qa_outputs.weight", "qa_outputs.bias"])
 }

@@ -6,7 +6,7 @@
 //! Deviations: none known. The paper gives `1 / sqrt(N)` "where N is the number of residual layers"; each of the layers has
 //! two, as in the published code of its successors. Positions begin with a standard deviation of 0.01, as in the released code.
 
-use crate::registry::{Family, Pooling, Preset};
+use crate::registry::{Classified, Family, Pooling, Preset};
 use crate::{Error, Result, Task};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
@@ -35,9 +35,14 @@ pub(crate) static GPT2: Family = Family {
         Preset { name: "gpt2-large", spec: || published(36, 1280, 20) },
         Preset { name: "gpt2-xl", spec: || published(48, 1600, 25) },
     ],
-    tasks: &[(Task::CausalLm, "GPT2LMHeadModel"), (Task::Base, "GPT2Model")],
+    tasks: &[
+        (Task::CausalLm, "GPT2LMHeadModel"),
+        (Task::SequenceClassification, "GPT2ForSequenceClassification"),
+        (Task::Base, "GPT2Model"),
+    ],
     head: HeadSpec { transform: HeadTransform::None, bias: HeadBias::None },
     pooling: Pooling::None,
+    classified: Classified::LastToken,
     read,
     write,
     names,
@@ -204,6 +209,7 @@ fn write(spec: &StackSpec) -> Map<String, Value> {
 }
 
 fn names(task: Task, spec: &StackSpec) -> genus_checkpoint::Result<NameMap> {
+    const SCORE: &str = "score.weight";
     let mut map = NameMap::new()
         .prefix("transformer.")
         .base([
@@ -226,9 +232,12 @@ fn names(task: Task, spec: &StackSpec) -> genus_checkpoint::Result<NameMap> {
         ])?
         .ignore(["h.{i}.attn.bias", "h.{i}.attn.masked_bias"])?;
     map = match (task, spec.tying) {
-        (Task::Base, _) => map.write_bare().other_heads(["lm_head.weight"])?,
-        (_, Tying::Tied) => map.tied("embeddings.tokens", "lm_head.weight")?,
-        (_, Tying::Untied) => map.head([("lm_head.weight", "lm_head.weight")])?,
+        (Task::Base, _) => map.write_bare().other_heads(["lm_head.weight", SCORE])?,
+        (Task::SequenceClassification, _) => {
+            map.head([("classifier.weight", SCORE)])?.other_heads(["lm_head.weight"])?
+        }
+        (_, Tying::Tied) => map.tied("embeddings.tokens", "lm_head.weight")?.other_heads([SCORE])?,
+        (_, Tying::Untied) => map.head([("lm_head.weight", "lm_head.weight")])?.other_heads([SCORE])?,
     };
-    map.other_heads(["score.weight", "multiple_choice_head.summary.weight", "multiple_choice_head.summary.bias"])
+    map.other_heads(["multiple_choice_head.summary.weight", "multiple_choice_head.summary.bias"])
 }

@@ -1,7 +1,9 @@
 //! A member of the family with weights.
 
-use crate::registry::Pooling;
-use crate::{Error, Family, Flops, Result, Task, families, family};
+mod classify;
+
+use crate::registry::{Classified, Pooling};
+use crate::{Error, Family, Flops, Labels, Result, Task, families, family};
 use candle_core::{DType, Device, Tensor};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::{Expected, Resolution, resolve};
@@ -22,6 +24,7 @@ struct Parts {
     lm_head: Option<LmHead>,
     pooler: Option<Pooler>,
     next_sentence: Option<Classifier>,
+    classifier: Option<Classifier>,
 }
 
 impl Parts {
@@ -31,13 +34,21 @@ impl Parts {
         spec: &StackSpec,
         task: Task,
         pooled: bool,
+        labels: &Labels,
     ) -> genus_nn::Result<Self> {
         let stack = Stack::build(b, spec)?;
         let pooler = if pooled { Some(Pooler::build(b, spec)?) } else { None };
         let lm_head = if task.predicts_tokens() { Some(LmHead::build(b, spec, &stack, &family.head)?) } else { None };
-        let next_sentence =
-            if task.predicts_next_sentence() { Some(Classifier::build(b, "next_sentence", spec, 2)?) } else { None };
-        Ok(Parts { stack, lm_head, pooler, next_sentence })
+        let next_sentence = match task.predicts_next_sentence() {
+            true => Some(Classifier::build(b, "next_sentence", spec, 2, true)?),
+            false => None,
+        };
+        let biased = family.classified == Classified::Pooled;
+        let classifier = match task {
+            Task::SequenceClassification => Some(Classifier::build(b, "classifier", spec, labels.names.len(), biased)?),
+            _ => None,
+        };
+        Ok(Parts { stack, lm_head, pooler, next_sentence, classifier })
     }
 }
 
@@ -49,6 +60,8 @@ pub struct Model {
     task: Task,
     parts: Parts,
     params: Vec<Param>,
+    /// Of a model that classifies sequences.
+    labels: Labels,
     /// Fields of the configuration that were read and decide nothing here; they are written again.
     extra: Map<String, Value>,
     /// Own names to the names in the checkpoint that the weights came from.
@@ -132,8 +145,12 @@ impl Family {
     /// # Errors
     /// When the member lacks the task or the dimensions cannot be.
     pub fn plan(&self, spec: &StackSpec, task: Task) -> Result<Vec<Planned>> {
+        self.plan_labelled(spec, task, &Labels::default())
+    }
+
+    fn plan_labelled(&self, spec: &StackSpec, task: Task, labels: &Labels) -> Result<Vec<Planned>> {
         self.check_task(task)?;
-        Ok(plan(|b| Parts::build(b, self, spec, task, self.pools(task)).map(|_| ()))?)
+        Ok(plan(|b| Parts::build(b, self, spec, task, self.pools(task), labels).map(|_| ()))?)
     }
 
     /// Number of parameters of a size.
@@ -177,11 +194,28 @@ impl Model {
     /// # Errors
     /// As [`Model::random`], and those of the source.
     pub fn from_source(family: &'static Family, spec: StackSpec, task: Task, source: &mut dyn Source) -> Result<Self> {
+        Self::labelled(family, spec, task, Labels::default(), source)
+    }
+
+    /// As [`Model::from_source`], with the classes of a model that classifies sequences (two by default).
+    ///
+    /// # Errors
+    /// As [`Model::from_source`], and when there is no class.
+    pub fn labelled(
+        family: &'static Family,
+        spec: StackSpec,
+        task: Task,
+        labels: Labels,
+        source: &mut dyn Source,
+    ) -> Result<Self> {
         family.check_task(task)?;
+        if labels.names.is_empty() {
+            return Err(Error::Dimension { field: "labels", found: "none".into(), expected: "at least one".into() });
+        }
         let mut b = Builder::new(source);
-        let parts = Parts::build(&mut b, family, &spec, task, family.pools(task))?;
+        let parts = Parts::build(&mut b, family, &spec, task, family.pools(task), &labels)?;
         let params = b.finish();
-        Ok(Model { family, spec, task, parts, params, extra: Map::new(), origin: BTreeMap::new() })
+        Ok(Model { family, spec, task, parts, params, labels, extra: Map::new(), origin: BTreeMap::new() })
     }
 
     /// Reads the member and the specification from a folder's `config.json`.
@@ -225,8 +259,9 @@ impl Model {
         family.check_task(task)?;
         let weights = Weights::open(folder)?;
         let names = (family.names)(task, &spec)?;
+        let labels = if task == Task::SequenceClassification { Labels::read(&file)? } else { Labels::default() };
         let expected: Vec<Expected> = family
-            .plan(&spec, task)?
+            .plan_labelled(&spec, task, &labels)?
             .into_iter()
             .map(|p| match task == Task::Base && p.name.starts_with("pooler.") {
                 true => Expected::optional(p.name, p.shape),
@@ -242,7 +277,7 @@ impl Model {
         let pooled = family.pools(task) && !resolution.absent.iter().any(|n| n.starts_with("pooler."));
         let mut source = Checkpoint { weights: &weights, resolution: &resolution, options };
         let mut b = Builder::new(&mut source);
-        let parts = Parts::build(&mut b, family, &spec, task, pooled)?;
+        let parts = Parts::build(&mut b, family, &spec, task, pooled, &labels)?;
         let params = b.finish();
         let extra = file.value().as_object().cloned().unwrap_or_default();
         let mut warnings = Vec::new();
@@ -255,7 +290,7 @@ impl Model {
             ));
         }
         let origin = resolution.names;
-        Ok(Loaded { model: Model { family, spec, task, parts, params, extra, origin }, warnings })
+        Ok(Loaded { model: Model { family, spec, task, parts, params, labels, extra, origin }, warnings })
     }
 
     /// Writes `config.json` and the weights into a folder, in Hugging Face's layout.
@@ -301,6 +336,9 @@ impl Model {
     pub fn config(&self) -> Map<String, Value> {
         let mut config = self.extra.clone();
         config.append(&mut (self.family.write)(&self.spec));
+        if self.task == Task::SequenceClassification {
+            self.labels.write(&mut config);
+        }
         config.insert("model_type".into(), self.family.model_type.into());
         if let Some(class) = self.family.class(self.task) {
             config.insert("architectures".into(), vec![class].into());
@@ -386,7 +424,13 @@ impl Model {
 
     /// Arithmetic of a batch of which `predicted` rows are projected to the vocabulary.
     pub fn flops(&self, spans: &Spans, predicted: usize) -> Flops {
-        Flops::of(&self.spec, spans, predicted, self.family.head.transform == HeadTransform::Dense)
+        let mut flops = Flops::of(&self.spec, spans, predicted, self.family.head.transform == HeadTransform::Dense);
+        if let Some(classifier) = &self.parts.classifier {
+            let d = self.spec.d_model;
+            let pooler = if self.family.classified == Classified::Pooled { d } else { 0 };
+            flops.forward += 2.0 * (spans.len() * d * (pooler + classifier.classes())) as f64;
+        }
+        flops
     }
 
     /// Hidden states of a batch; appends to `caches` (one a sequence) if given.

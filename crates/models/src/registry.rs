@@ -24,6 +24,15 @@ pub enum Pooling {
     First,
 }
 
+/// What a class of a whole sequence is read off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Classified {
+    /// The pooler's vector, after dropout, by an affine map (BERT).
+    Pooled,
+    /// The last token's hidden state, by a linear map without bias; padding at the end, by its id, is passed over (GPT-2).
+    LastToken,
+}
+
 /// One member of the family, as data.
 pub struct Family {
     /// The name.
@@ -46,6 +55,8 @@ pub struct Family {
     pub head: HeadSpec,
     /// The summary of a sequence.
     pub pooling: Pooling,
+    /// How sequences are classified.
+    pub classified: Classified,
     /// Reads a configuration.
     pub(crate) read: fn(&JsonFile) -> Result<StackSpec>,
     /// Writes a configuration.

@@ -17,11 +17,20 @@ pub enum Task {
     NextSentence,
     /// BERT's pretraining: masked tokens and next sentence.
     Pretraining,
+    /// A class (or several, or a number) for each sequence.
+    SequenceClassification,
 }
 
 impl Task {
     /// All tasks.
-    pub const ALL: [Task; 5] = [Task::Base, Task::CausalLm, Task::MaskedLm, Task::NextSentence, Task::Pretraining];
+    pub const ALL: [Task; 6] = [
+        Task::Base,
+        Task::CausalLm,
+        Task::MaskedLm,
+        Task::NextSentence,
+        Task::Pretraining,
+        Task::SequenceClassification,
+    ];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -31,6 +40,7 @@ impl Task {
             Task::MaskedLm => "masked-lm",
             Task::NextSentence => "next-sentence",
             Task::Pretraining => "pretraining",
+            Task::SequenceClassification => "sequence-classification",
         }
     }
 

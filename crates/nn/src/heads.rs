@@ -3,7 +3,8 @@
 use crate::layer::{Affine, NormParams};
 use crate::{Builder, Init, Result, Stack, StackSpec, Tying};
 use genus_ops::{
-    Activation, Layout, Param, Projection, Spans, Tape, Value, cross_entropy, gather_rows, linear, residual_norm,
+    Activation, Distance, Layout, Param, Projection, Spans, Tape, Value, cross_entropy, distance, gather_rows, linear,
+    residual_norm,
 };
 
 /// What stands between the hidden states and a head's projection.
@@ -127,17 +128,38 @@ impl Pooler {
     }
 }
 
-/// An affine map to a few classes (next sentence: 2).
+/// What the outputs of a [`Classifier`] are to be, one row a sequence.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ClassTargets<'a> {
+    /// One class of several, by cross-entropy; `-100` for a sequence that does not count.
+    One(&'a [i32]),
+    /// For each class whether it applies, from 0 to 1, by binary cross-entropy: `classes` numbers a sequence.
+    Many(&'a [f32]),
+    /// Numbers, by squared error: `classes` numbers a sequence.
+    Numbers(&'a [f32]),
+}
+
+/// A linear map to a few classes (next sentence: 2), with or without bias.
 #[derive(Debug)]
-pub struct Classifier(Affine);
+pub struct Classifier {
+    weight: Param,
+    bias: Option<Param>,
+}
 
 impl Classifier {
-    /// Builds a classifier under a name.
+    /// Builds a classifier under a name. The weight is `[classes, d]`, whatever the stack's layout.
     ///
     /// # Errors
     /// When its parameters cannot be had.
-    pub fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec, classes: usize) -> Result<Self> {
-        Ok(Classifier(Affine::build(b, name, spec.d_model, classes, spec.layout, spec.init.std)?))
+    pub fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec, classes: usize, bias: bool) -> Result<Self> {
+        let weight = b.param(format!("{name}.weight"), &[classes, spec.d_model], Init::Normal(spec.init.std))?;
+        let bias = if bias { Some(b.param(format!("{name}.bias"), &[classes], Init::Zeros)?) } else { None };
+        Ok(Classifier { weight, bias })
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.weight.tensor().dims()[0]
     }
 
     /// Logits `[n, classes]`.
@@ -145,16 +167,27 @@ impl Classifier {
     /// # Errors
     /// When shapes do not fit.
     pub fn logits(&self, tape: &Tape, x: &Value) -> Result<Value> {
-        self.0.forward(tape, x, Activation::Identity)
+        let bias = self.bias.as_ref().map(|b| tape.param(b));
+        Ok(linear(tape, x, &tape.param(&self.weight), bias.as_ref(), Layout::OutIn, Activation::Identity)?)
     }
 
-    /// `scale` times the summed cross-entropy of `targets` (`-100`: none).
+    /// `scale` times the loss summed over the rows of `x` `[n, d]`; where a row has several numbers as targets, its loss is the
+    /// mean over them.
     ///
     /// # Errors
-    /// When shapes do not fit or a target is not a class.
-    pub fn loss(&self, tape: &Tape, x: &Value, targets: &[i32], scale: f64) -> Result<Value> {
-        let (weight, bias) = (tape.param(&self.0.weight), tape.param(&self.0.bias));
-        let p = Projection { weight: &weight, bias: Some(&bias), layout: self.0.layout, smoothing: 0.0, scale };
-        Ok(cross_entropy(tape, x, &p, targets)?)
+    /// When shapes do not fit or a target cannot be.
+    pub fn loss(&self, tape: &Tape, x: &Value, targets: ClassTargets<'_>, scale: f64) -> Result<Value> {
+        let (kind, numbers) = match targets {
+            ClassTargets::One(targets) => {
+                let (weight, bias) = (tape.param(&self.weight), self.bias.as_ref().map(|b| tape.param(b)));
+                let layout = Layout::OutIn;
+                let p = Projection { weight: &weight, bias: bias.as_ref(), layout, smoothing: 0.0, scale };
+                return Ok(cross_entropy(tape, x, &p, targets)?);
+            }
+            ClassTargets::Many(numbers) => (Distance::Binary, numbers),
+            ClassTargets::Numbers(numbers) => (Distance::Square, numbers),
+        };
+        let y = self.logits(tape, x)?;
+        Ok(distance(tape, &y, kind, numbers, scale / self.classes().max(1) as f64)?)
     }
 }

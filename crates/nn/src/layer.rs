@@ -8,6 +8,7 @@ use genus_ops::{
     Activation, AttentionSpec, Branch, Dense, Gated, Layout, Norm, Param, Qkv, Spans, Tape, Value, attention,
     feed_forward, gated_feed_forward, linear, residual_norm,
 };
+use std::sync::Arc;
 
 /// The parameters of a norm.
 #[derive(Debug)]
@@ -268,6 +269,22 @@ impl Layer {
                 Ok(Stream { x, branch: None })
             }
         }
+    }
+}
+
+impl Layer {
+    /// As [`Layer::forward`] without a cache, but forgotten until the backward pass runs it again.
+    pub(crate) fn recomputed(layer: &Arc<Self>, tape: &Tape, s: Stream, spans: &Spans) -> Result<Stream> {
+        let inputs: Vec<&Value> = std::iter::once(&s.x).chain(&s.branch).collect();
+        let (layer, spans) = (Arc::clone(layer), spans.clone());
+        let outputs = tape.recompute(&inputs, move |tape, inputs| {
+            let s = Stream { x: inputs[0].clone(), branch: inputs.get(1).cloned() };
+            let s = layer.forward(tape, s, &spans, None, &mut |_| {})?;
+            Ok::<_, Error>(std::iter::once(s.x).chain(s.branch).collect())
+        })?;
+        let mut outputs = outputs.into_iter();
+        let x = outputs.next().ok_or(Error::Length { what: "outputs of a layer", found: 0, expected: 1 })?;
+        Ok(Stream { x, branch: outputs.next() })
     }
 }
 

@@ -19,7 +19,7 @@ pub use cache::SequenceCache;
 pub use embeddings::{Embeddings, Input};
 pub use error::{Error, Result};
 pub use genus_ops as ops;
-pub use heads::{Classifier, HeadBias, HeadSpec, HeadTransform, LmHead, Pooler};
+pub use heads::{ClassTargets, Classifier, HeadBias, HeadSpec, HeadTransform, LmHead, Pooler};
 pub use layer::Layer;
 pub use spec::{
     Attend, Dropout, EmbeddingNorm, FeedForward, FinalNorm, InitScheme, NormKind, Placement, Positions, Projections,

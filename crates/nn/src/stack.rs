@@ -3,6 +3,7 @@
 use crate::layer::{NormParams, Stream, check_cache};
 use crate::{Builder, Embeddings, FinalNorm, Input, Layer, Placement, Result, SequenceCache, StackSpec};
 use genus_ops::{Branch, Tape, Value, residual};
+use std::sync::Arc;
 
 /// The hidden states of a batch.
 pub struct Hidden {
@@ -17,7 +18,7 @@ pub struct Hidden {
 pub struct Stack {
     spec: StackSpec,
     embeddings: Embeddings,
-    layers: Vec<Layer>,
+    layers: Vec<Arc<Layer>>,
     final_norm: Option<NormParams>,
 }
 
@@ -29,7 +30,7 @@ impl Stack {
     pub fn build(b: &mut Builder<'_>, spec: &StackSpec) -> Result<Self> {
         spec.check()?;
         let embeddings = Embeddings::build(b, spec)?;
-        let layers = (0..spec.n_layers).map(|i| Layer::build(b, spec, i)).collect::<Result<_>>()?;
+        let layers = (0..spec.n_layers).map(|i| Layer::build(b, spec, i).map(Arc::new)).collect::<Result<_>>()?;
         let final_norm = match spec.final_norm {
             FinalNorm::None => None,
             FinalNorm::Norm => Some(NormParams::build(b, "final_norm", spec)?),
@@ -47,7 +48,8 @@ impl Stack {
         &self.embeddings
     }
 
-    /// Runs the stack over a batch, appending to `caches` (one a sequence) if given.
+    /// Runs the stack over a batch, appending to `caches` (one a sequence) if given. On a tape that recomputes, each layer is run
+    /// again in the backward pass, and between the two passes only what flows from layer to layer is held.
     ///
     /// # Errors
     /// When ids, positions or segments are out of range, or lists do not fit each other.
@@ -67,7 +69,12 @@ impl Stack {
         };
         let x = self.embeddings.forward(tape, input, caches.as_deref())?;
         let mut s = Stream { x, branch: None };
+        let recompute = tape.recomputes() && !keep_all && caches.is_none();
         for layer in &self.layers {
+            if recompute {
+                s = Layer::recomputed(layer, tape, s, &input.spans)?;
+                continue;
+            }
             s = layer.forward(tape, s, &input.spans, caches.as_deref_mut(), &mut keep)?;
         }
         let dropout = self.spec.dropout.residual;

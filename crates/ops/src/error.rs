@@ -53,6 +53,9 @@ pub enum Error {
         /// The types that fit.
         expected: &'static str,
     },
+    /// A block that had run in the forward pass failed when the backward pass ran it again.
+    #[error("running a block again in the backward pass: {0}")]
+    Recompute(Box<dyn std::error::Error + Send + Sync>),
     /// The tensor library reported an error.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),

@@ -23,6 +23,7 @@ mod rows;
 mod simd;
 mod spans;
 mod tape;
+mod targets;
 #[cfg(test)]
 mod testing;
 
@@ -42,3 +43,4 @@ pub use rows::{copy_rows, dropout, gather_rows, weighted_sum};
 pub use simd::{Level, level, with_level};
 pub use spans::Spans;
 pub use tape::{Gradients, Param, Path, Tape, Value, check_reached};
+pub use targets::{Distance, distance};

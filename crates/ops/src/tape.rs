@@ -6,6 +6,8 @@
 //! they were used, without recursion. Gradients of parameters are accumulated in place in buffers that live as long as the
 //! parameter.
 
+mod recompute;
+
 use crate::array::{on_kernel, tensor, uninit, with_slice, with_slice_mut};
 use crate::rng::Key;
 use crate::{Error, Result};
@@ -177,7 +179,11 @@ pub(crate) struct Grads {
 impl Grads {
     /// Takes the gradient of an entry's output; `None` when nothing used it.
     pub fn take(&mut self, node: usize) -> Option<Tensor> {
-        self.slots.get_mut(node)?.take().map(|s| s.tensor)
+        self.take_slot(node).map(|s| s.tensor)
+    }
+
+    fn take_slot(&mut self, node: usize) -> Option<Slot> {
+        self.slots.get_mut(node)?.take()
     }
 
     fn slot(&mut self, node: usize) -> &mut Option<Slot> {
@@ -284,6 +290,9 @@ pub struct Tape {
     path: Path,
     dropout: Option<Key>,
     draws: Cell<u64>,
+    recompute: bool,
+    /// Whether a parameter that learns was used.
+    learns: Cell<bool>,
 }
 
 impl Tape {
@@ -295,6 +304,8 @@ impl Tape {
             path: Path::default(),
             dropout,
             draws: Cell::new(0),
+            recompute: false,
+            learns: Cell::new(false),
         }
     }
 
@@ -344,6 +355,7 @@ impl Tape {
 
     /// A parameter as a value.
     pub fn param(&self, p: &Param) -> Value {
+        self.learns.set(self.learns.get() || p.trainable());
         let target = (self.recording && p.trainable()).then(|| Target::Param(p.clone()));
         Value { tensor: p.tensor(), target }
     }
@@ -453,40 +465,6 @@ impl Tape {
         }))
     }
 
-    /// Runs `f` without keeping what its backward needs; the backward pass runs it again (activation checkpointing, Chen et al.
-    /// 2016, arXiv 1604.06174). Dropout inside sees the same masks both times.
-    pub fn recompute(&self, input: &Value, f: impl Fn(&Tape, &Value) -> Result<Value> + 'static) -> Result<Value> {
-        let sub = |recording| Tape {
-            entries: RefCell::default(),
-            nodes: Cell::new(0),
-            recording,
-            path: self.path,
-            dropout: self.dropout,
-            draws: Cell::new(self.draws.get()),
-        };
-        if !self.recording {
-            return f(self, input);
-        }
-        let (first, again) = (sub(false), sub(true));
-        let output = f(&first, &Value::constant(input.tensor.clone()))?;
-        self.draws.set(first.draws.get());
-        let node = self.node();
-        let (tensor, target) = (input.tensor.clone(), input.target());
-        self.entries.borrow_mut().push(Box::new(move |grads| {
-            let Some(g) = grads.take(node) else { return Ok(()) };
-            let leaf = again.leaf(tensor);
-            let output = f(&again, &leaf)?;
-            let mut inner = again.run_backward(&output, g)?;
-            if let Some(Target::Node(i)) = leaf.target
-                && let Some(g) = inner.take(i)
-            {
-                grads.add(&target, g)?;
-            }
-            Ok(())
-        }));
-        Ok(Value { tensor: output.tensor, target: Some(Target::Node(node)) })
-    }
-
     /// Sends gradients back from a scalar `loss`, whose own gradient is 1. Gradients of parameters arrive in
     /// [`Param::grad`], those of [`Tape::leaf`] values in the result. The tape is empty afterwards.
     ///
@@ -509,20 +487,22 @@ impl Tape {
         if gradient.dims() != output.dims() {
             return Err(Error::shape("backward", "gradient", gradient.dims(), format!("{:?}", output.dims())));
         }
-        Ok(Gradients(self.run_backward(output, gradient)?))
-    }
-
-    fn run_backward(&self, output: &Value, g: Tensor) -> Result<Grads> {
         if !output.tracked() {
             return Err(Error::NotRecorded);
         }
         let mut grads = Grads::default();
-        grads.add(&output.target, g)?;
+        grads.add(&output.target, gradient)?;
+        self.run_backward(&mut grads)?;
+        Ok(Gradients(grads))
+    }
+
+    /// Runs all entries, the last first, on the gradients of what they left.
+    fn run_backward(&self, grads: &mut Grads) -> Result<()> {
         loop {
             let entry = self.entries.borrow_mut().pop();
             match entry {
-                Some(entry) => entry(&mut grads)?,
-                None => return Ok(grads),
+                Some(entry) => entry(grads)?,
+                None => return Ok(()),
             }
         }
     }

@@ -226,6 +226,10 @@ fn losses() {
             Ok(vec![cross_entropy(t, &x[0], &p, &targets)?])
         });
     }
+    let targets: Vec<f32> = data(35, 4).iter().map(|t| (0.5 + 0.5 * t) as f32).collect();
+    for kind in [Distance::Square, Distance::Binary] {
+        check("distance", false, &[&[7, 5]], &|t, x| Ok(vec![distance(t, &x[0], kind, &targets, 0.3)?]));
+    }
 }
 
 /// A parameter used twice, its gradient over two backward passes, and one update, against the definitions.

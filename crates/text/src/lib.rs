@@ -30,7 +30,7 @@ mod tokenizer;
 pub use corpus::{Corpus, CorpusOptions, CorpusStats, DevSplit, DocumentSplit, Documents, split_sentences};
 pub use dataset::{
     Batch, BuildProgress, CausalWindows, Examples, MaskingConfig, PairExamples, PairOptions, Sample, Segments,
-    SentenceSplit, SentenceStream, TokenStream, Tokens, WindowOptions, mask_tokens,
+    SentenceSplit, SentenceStream, SequenceLabel, TokenStream, Tokens, WindowOptions, mask_tokens,
 };
 pub use error::{Result, TextError};
 pub use tokenizer::{

@@ -1,18 +1,20 @@
 //! Timing of training steps.
 
-use crate::{Error, Objective, Optimizer, OptimizerSettings, Result, Targets, peak_rss, reset_peak_rss};
+use crate::{Error, Objective, Optimizer, OptimizerSettings, Result, peak_rss, reset_peak_rss};
 use genus_models::{Model, StackSpec};
 use genus_ops::{Spans, Tape, scalar};
-use genus_text::{Batch, Sample, rng};
+use genus_text::{Batch, Sample, SequenceLabel, rng};
 use std::time::Instant;
 
 /// How [`train_step`] measures.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timing {
     /// Runs that are not timed.
     pub warmup: usize,
     /// Runs that are.
     pub runs: usize,
+    /// Recompute every layer in the backward pass.
+    pub recompute: bool,
 }
 
 /// What [`train_step`] found.
@@ -62,7 +64,7 @@ pub fn random_batch(spec: &StackSpec, objective: Objective, batch: usize, contex
     natural_batch(objective, &sequences, seed)
 }
 
-/// A batch of given sequences, each a span, with what the objective asks for.
+/// A batch of given sequences, each a span, with what the objective asks for (one of two classes for classification).
 ///
 /// # Errors
 /// When there is no sequence, or one is empty.
@@ -85,6 +87,7 @@ pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) ->
         let labels = match objective {
             // The last token predicts the first: every row counts, as in a window of a longer text.
             Objective::Causal => (0..n).map(|j| ids[(j + 1) % n] as i32).collect(),
+            Objective::Classification => vec![-100; n],
             _ => {
                 let mut labels = vec![-100; n];
                 let wanted = ((n as f64 * 0.15).round() as usize).max(1);
@@ -96,10 +99,11 @@ pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) ->
         };
         let (token_types, next_sentence) = match objective {
             Objective::Causal => (Vec::new(), None),
-            Objective::Masked => (vec![0; n], None),
+            Objective::Masked | Objective::Classification => (vec![0; n], None),
             Objective::Pretraining => ((0..n).map(|j| u32::from(j >= n / 2)).collect(), Some(draw.below(2) as u32)),
         };
-        batch.push(Sample { ids: ids.clone(), spans: vec![n], token_types, labels, next_sentence });
+        let label = (objective == Objective::Classification).then(|| SequenceLabel::Class(draw.below(2) as u32));
+        batch.push(Sample { ids: ids.clone(), spans: vec![n], token_types, labels, next_sentence, label });
     }
     Ok(batch)
 }
@@ -123,7 +127,7 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
     for batch in batches {
         let spans = Spans::from_lengths(batch.spans.iter().copied());
         report.flops += model.flops(&spans, objective.predicted(batch)).training();
-        if objective.targets(batch) == Targets::default() {
+        if objective.is_empty(objective.targets(batch)) {
             return Err(Error::NoTargets { step: 0 });
         }
     }
@@ -131,7 +135,7 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
         let start = Instant::now();
         let mut loss_of_run = 0.0;
         for batch in batches {
-            let tape = Tape::recording();
+            let tape = Tape::recording().with_recompute(timing.recompute);
             let scales = objective.targets(batch).scales();
             let loss = objective.loss(model, &tape, batch, scales)?;
             tape.backward(&loss.total)?;

@@ -89,6 +89,8 @@ pub struct TrainConfig {
     pub batch_tokens: Option<usize>,
     /// Batches whose gradients are added up for one step.
     pub accumulate: usize,
+    /// Recompute every layer in the backward pass instead of remembering it: less memory, more time, the same results.
+    pub recompute: bool,
     /// Share of tokens that are to be predicted, of masked objectives.
     pub mask_probability: f64,
     /// Share of those that become the mask token.
@@ -162,6 +164,7 @@ impl Default for TrainConfig {
             batch: None,
             batch_tokens: None,
             accumulate: 1,
+            recompute: false,
             mask_probability: 0.15,
             mask_share: 0.8,
             mask_random: 0.1,
@@ -220,6 +223,10 @@ impl TrainConfig {
     pub fn validate(&self) -> Result<()> {
         if self.model.is_empty() {
             return Err(Error::config("model", "empty", "a preset or a model folder"));
+        }
+        if self.objective == Some(Objective::Classification) {
+            let expected = "causal, masked or pretraining: text alone has no labels";
+            return Err(Error::config("objective", "classification", expected));
         }
         let counts = [
             ("steps", Some(self.steps)),
@@ -387,7 +394,8 @@ mod tests {
     fn every_bad_field_is_named() {
         base().validate().unwrap();
         type Change = fn(&mut TrainConfig);
-        let bad: [(&str, Change); 16] = [
+        let bad: [(&str, Change); 17] = [
+            ("objective is classification, expected causal", |c| c.objective = Some(Objective::Classification)),
             ("model is empty", |c| c.model.clear()),
             ("steps is 0, expected at least 1", |c| c.steps = 0),
             ("accumulate is 0", |c| c.accumulate = 0),

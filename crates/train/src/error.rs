@@ -94,10 +94,20 @@ pub enum Error {
         count: usize,
     },
     /// The batches of a step ask for no prediction.
-    #[error("step {step}: the batch holds no token to predict, expected at least one")]
+    #[error("step {step}: the batch holds nothing to predict, expected at least one token (or labelled sequence)")]
     NoTargets {
         /// The step.
         step: u64,
+    },
+    /// The label of a sequence is not one that the model can learn.
+    #[error("label of sequence {sequence} of the batch: found {found}, expected {expected}")]
+    Label {
+        /// The sequence in the batch, from 0.
+        sequence: usize,
+        /// What was found.
+        found: String,
+        /// What would have fitted.
+        expected: String,
     },
     /// Loss or gradient was not a number too often in a row.
     #[error(

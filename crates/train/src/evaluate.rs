@@ -15,7 +15,7 @@ pub struct Evaluation {
     pub bits_per_byte: Option<f64>,
     /// The part of `dev_loss` that next sentences have; for pretraining.
     pub pair_loss: Option<f64>,
-    /// Number of tokens predicted.
+    /// Number of tokens predicted, or of sequences classified.
     pub targets: usize,
 }
 
@@ -33,7 +33,7 @@ pub fn evaluate(
     bytes_per_token: Option<f64>,
 ) -> Result<Evaluation> {
     let mut total = Targets::default();
-    let (mut tokens, mut pairs) = (0.0, 0.0);
+    let (mut tokens, mut sequences) = (0.0, 0.0);
     for chunk in samples.chunks(rows.max(1)) {
         let batch: Batch = chunk.iter().cloned().collect();
         let targets = objective.targets(&batch);
@@ -42,17 +42,20 @@ pub fn evaluate(
         }
         // Means of single batches keep f32 sums small; they are weighted in f64.
         let loss = objective.loss(model, &Tape::inference(), &batch, targets.scales())?;
-        tokens += scalar(loss.tokens.tensor())? * targets.tokens as f64;
-        if let Some(p) = loss.pairs {
-            pairs += scalar(p.tensor())? * targets.pairs as f64;
+        if let Some(t) = loss.tokens {
+            tokens += scalar(t.tensor())? * targets.tokens as f64;
+        }
+        if let Some(s) = loss.sequences {
+            sequences += scalar(s.tensor())? * targets.sequences as f64;
         }
         total = total + targets;
     }
     let scales = total.scales();
-    let pair_loss = (objective == Objective::Pretraining).then_some(pairs * scales.pairs);
-    let dev_loss = tokens * scales.tokens + pair_loss.unwrap_or(0.0);
+    let of_sequences = sequences * scales.sequences;
+    let pair_loss = (objective == Objective::Pretraining).then_some(of_sequences);
+    let dev_loss = tokens * scales.tokens + of_sequences;
     let bits_per_byte = bytes_per_token.map(|b| dev_loss / std::f64::consts::LN_2 / b);
-    Ok(Evaluation { dev_loss, bits_per_byte, pair_loss, targets: total.tokens })
+    Ok(Evaluation { dev_loss, bits_per_byte, pair_loss, targets: total.tokens.max(total.sequences) })
 }
 
 /// A stream as windows of at most `context` ids in file order, the last one shorter: every id but the first is predicted

@@ -1,10 +1,10 @@
 //! Objectives: what a model learns from a batch.
 
 use crate::{Error, Result};
-use genus_models::nn::Segments;
+use genus_models::nn::{ClassTargets, Segments};
 use genus_models::{Input, Model, Task};
 use genus_ops::{Spans, Tape, Value, gather_rows, weighted_sum};
-use genus_text::Batch;
+use genus_text::{Batch, SequenceLabel};
 use serde::{Deserialize, Serialize};
 
 /// What is predicted.
@@ -17,6 +17,8 @@ pub enum Objective {
     Masked,
     /// Masked tokens, and whether the second segment follows the first (BERT): the sum of the two means.
     Pretraining,
+    /// The label of each sequence: a class, several, or numbers.
+    Classification,
 }
 
 /// How many predictions a batch asks for.
@@ -24,8 +26,8 @@ pub enum Objective {
 pub struct Targets {
     /// Of tokens.
     pub tokens: usize,
-    /// Of next sentences.
-    pub pairs: usize,
+    /// Of whole sequences: next sentences, or labels.
+    pub sequences: usize,
 }
 
 /// What summed losses are multiplied by. One over the numbers of targets of a whole step makes the losses of its batches
@@ -34,8 +36,8 @@ pub struct Targets {
 pub struct Scales {
     /// For tokens.
     pub tokens: f64,
-    /// For next sentences.
-    pub pairs: f64,
+    /// For whole sequences.
+    pub sequences: f64,
 }
 
 /// A loss on a tape.
@@ -44,15 +46,15 @@ pub struct Loss {
     /// The scalar to send back.
     pub total: Value,
     /// The part of the tokens.
-    pub tokens: Value,
-    /// The part of the next sentences.
-    pub pairs: Option<Value>,
+    pub tokens: Option<Value>,
+    /// The part of whole sequences: next sentences, or labels.
+    pub sequences: Option<Value>,
 }
 
 impl std::ops::Add for Targets {
     type Output = Targets;
     fn add(self, other: Targets) -> Targets {
-        Targets { tokens: self.tokens + other.tokens, pairs: self.pairs + other.pairs }
+        Targets { tokens: self.tokens + other.tokens, sequences: self.sequences + other.sequences }
     }
 }
 
@@ -60,7 +62,7 @@ impl Targets {
     /// The scales that make means of sums over these targets.
     pub fn scales(self) -> Scales {
         let one_over = |n: usize| if n == 0 { 0.0 } else { 1.0 / n as f64 };
-        Scales { tokens: one_over(self.tokens), pairs: one_over(self.pairs) }
+        Scales { tokens: one_over(self.tokens), sequences: one_over(self.sequences) }
     }
 }
 
@@ -71,7 +73,8 @@ impl std::str::FromStr for Objective {
             "causal" => Ok(Objective::Causal),
             "masked" => Ok(Objective::Masked),
             "pretraining" => Ok(Objective::Pretraining),
-            _ => Err(Error::config("objective", format!("{s:?}"), "causal, masked or pretraining")),
+            "classification" => Ok(Objective::Classification),
+            _ => Err(Error::config("objective", format!("{s:?}"), "causal, masked, pretraining or classification")),
         }
     }
 }
@@ -82,6 +85,7 @@ impl std::fmt::Display for Objective {
             Objective::Causal => "causal",
             Objective::Masked => "masked",
             Objective::Pretraining => "pretraining",
+            Objective::Classification => "classification",
         })
     }
 }
@@ -93,32 +97,47 @@ impl Objective {
             Objective::Causal => Task::CausalLm,
             Objective::Masked => Task::MaskedLm,
             Objective::Pretraining => Task::Pretraining,
+            Objective::Classification => Task::SequenceClassification,
         }
     }
 
-    /// The objective that a task is pretrained with.
+    /// The objective that a task is trained with.
     pub fn of(task: Task) -> Option<Self> {
         match task {
             Task::CausalLm => Some(Objective::Causal),
             Task::MaskedLm => Some(Objective::Masked),
             Task::Pretraining => Some(Objective::Pretraining),
+            Task::SequenceClassification => Some(Objective::Classification),
             _ => None,
         }
     }
 
     /// What a batch asks for.
     pub fn targets(self, batch: &Batch) -> Targets {
-        let pairs = if self == Objective::Pretraining { batch.next_sentence.len() } else { 0 };
-        Targets { tokens: batch.targets(), pairs }
+        match self {
+            Objective::Causal | Objective::Masked => Targets { tokens: batch.targets(), sequences: 0 },
+            Objective::Pretraining => Targets { tokens: batch.targets(), sequences: batch.next_sentence.len() },
+            Objective::Classification => Targets { tokens: 0, sequences: batch.sequence_labels.len() },
+        }
+    }
+
+    /// Whether there is nothing to learn from a step with these targets.
+    pub(crate) fn is_empty(self, targets: Targets) -> bool {
+        let n = if self == Objective::Classification { targets.sequences } else { targets.tokens };
+        n == 0
     }
 
     /// Rows that go through the projection to the vocabulary.
     pub fn predicted(self, batch: &Batch) -> usize {
-        if self == Objective::Causal { batch.ids.len() } else { batch.targets() }
+        match self {
+            Objective::Causal => batch.ids.len(),
+            Objective::Masked | Objective::Pretraining => batch.targets(),
+            Objective::Classification => 0,
+        }
     }
 
-    /// The loss of a batch: the summed cross-entropy of tokens times `scales.tokens`, and that of next sentences times
-    /// `scales.pairs`. Of masked batches only the masked rows go through the head.
+    /// The loss of a batch: the summed cross-entropy of tokens times `scales.tokens`, and that of next sentences or labels times
+    /// `scales.sequences`. Of masked batches only the masked rows go through the head.
     ///
     /// # Errors
     /// When the model lacks a head, or ids, labels or segments are out of range.
@@ -133,16 +152,50 @@ impl Objective {
                 let masked = gather_rows(tape, &hidden, &rows)?; // [masked, d]
                 model.lm_head()?.loss(tape, &masked, &labels, scales.tokens, 0.0)?
             }
+            Objective::Classification => {
+                let summary = model.summary(tape, &hidden, &input)?; // [b, d]
+                let total = classes(model, tape, &summary, &batch.sequence_labels, scales.sequences)?;
+                return Ok(Loss { total: total.clone(), tokens: None, sequences: Some(total) });
+            }
         };
         if self != Objective::Pretraining {
-            return Ok(Loss { total: tokens.clone(), tokens, pairs: None });
+            return Ok(Loss { total: tokens.clone(), tokens: Some(tokens), sequences: None });
         }
         let labels: Vec<i32> = batch.next_sentence.iter().map(|&l| l as i32).collect();
         let pooled = model.pooler()?.forward(tape, &hidden, &input.spans)?; // [b, d]
-        let pairs = model.next_sentence()?.loss(tape, &pooled, &labels, scales.pairs)?;
+        let pairs = model.next_sentence()?.loss(tape, &pooled, ClassTargets::One(&labels), scales.sequences)?;
         let total = weighted_sum(tape, &[(&tokens, 1.0), (&pairs, 1.0)])?;
-        Ok(Loss { total, tokens, pairs: Some(pairs) })
+        Ok(Loss { total, tokens: Some(tokens), sequences: Some(pairs) })
     }
+}
+
+/// The loss of labels of one kind.
+fn classes(model: &Model, tape: &Tape, summary: &Value, labels: &[SequenceLabel], scale: f64) -> Result<Value> {
+    let head = model.classifier()?;
+    let (mut ids, mut numbers) = (Vec::new(), Vec::new());
+    let kind = std::mem::discriminant(labels.first().ok_or_else(|| wrong(0, "no label", "one a sequence"))?);
+    for (i, label) in labels.iter().enumerate() {
+        if std::mem::discriminant(label) != kind {
+            return Err(wrong(i, "a label of another kind", "the first one's kind"));
+        }
+        match label {
+            SequenceLabel::Class(c) => ids.push(i32::try_from(*c).unwrap_or(i32::MAX)),
+            SequenceLabel::Classes(x) | SequenceLabel::Numbers(x) if x.len() != head.classes() => {
+                return Err(wrong(i, &format!("{} numbers", x.len()), &format!("{}, one a class", head.classes())));
+            }
+            SequenceLabel::Classes(x) | SequenceLabel::Numbers(x) => numbers.extend_from_slice(x),
+        }
+    }
+    let targets = match &labels[0] {
+        SequenceLabel::Class(_) => ClassTargets::One(&ids),
+        SequenceLabel::Classes(_) => ClassTargets::Many(&numbers),
+        SequenceLabel::Numbers(_) => ClassTargets::Numbers(&numbers),
+    };
+    Ok(head.loss(tape, summary, targets, scale)?)
+}
+
+fn wrong(sequence: usize, found: &str, expected: &str) -> Error {
+    Error::Label { sequence, found: found.to_owned(), expected: expected.to_owned() }
 }
 
 /// A batch as a model takes it.

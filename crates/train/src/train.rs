@@ -223,7 +223,8 @@ impl<'a> Run<'a> {
             floor: c.lr_floor,
             d_model: model.spec().d_model,
         };
-        let trainer = Trainer::new(model, resolved.objective, c.optimizer(), schedule, c.seed)?;
+        let mut trainer = Trainer::new(model, resolved.objective, c.optimizer(), schedule, c.seed)?;
+        trainer.set_recompute(c.recompute);
         let (first_dev, last_dev, checkpoint, good) = (None, None, None, None);
         Ok(Run { options, resolved, data, trainer, position: 0, first_dev, last_dev, checkpoint, good })
     }

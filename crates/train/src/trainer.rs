@@ -15,6 +15,7 @@ pub struct Trainer {
     step: u64,
     skipped: u64,
     in_a_row: u64,
+    recompute: bool,
 }
 
 /// What one step did.
@@ -51,7 +52,12 @@ impl Trainer {
         seed: u64,
     ) -> Result<Self> {
         let optimizer = Optimizer::new(model.params(), settings)?;
-        Ok(Trainer { model, objective, optimizer, schedule, seed, step: 0, skipped: 0, in_a_row: 0 })
+        Ok(Trainer { model, objective, optimizer, schedule, seed, step: 0, skipped: 0, in_a_row: 0, recompute: false })
+    }
+
+    /// Lets every layer be recomputed in the backward pass, or not: less memory, more time, the same results bit for bit.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// Takes one step: the mean loss over all targets of `batches`, whose gradients are added up, and one update. Dropout
@@ -65,7 +71,7 @@ impl Trainer {
         self.step += 1;
         let step = self.step;
         let targets = batches.iter().fold(Targets::default(), |t, b| t + self.objective.targets(b));
-        if targets.tokens == 0 {
+        if self.objective.is_empty(targets) {
             return Err(Error::NoTargets { step });
         }
         let key = Key::new(self.seed, step);
@@ -80,12 +86,12 @@ impl Trainer {
             flops: 0.0,
         };
         for (i, batch) in (0..).zip(batches) {
-            let tape = Tape::training(key.child(i));
+            let tape = Tape::training(key.child(i)).with_recompute(self.recompute);
             let loss = self.objective.loss(&self.model, &tape, batch, targets.scales())?;
             let spans = Spans::from_lengths(batch.spans.iter().copied());
             update.flops += self.model.flops(&spans, self.objective.predicted(batch)).training();
             update.loss += scalar(loss.total.tensor())?;
-            if let Some(pairs) = &loss.pairs {
+            if let (Some(_), Some(pairs)) = (&loss.tokens, &loss.sequences) {
                 update.pair_loss = Some(update.pair_loss.unwrap_or(0.0) + scalar(pairs.tensor())?);
             }
             if !update.loss.is_finite() {

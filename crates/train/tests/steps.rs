@@ -50,6 +50,7 @@ impl Padded {
                     .map_or(Vec::new(), |t| real.iter().map(|&j| t[i][j]).collect()),
                 labels,
                 next_sentence: self.next_sentence_label.as_ref().map(|l| l[i]),
+                label: None,
             }
         };
         (0..self.input_ids.len()).map(row).collect()

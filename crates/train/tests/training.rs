@@ -51,6 +51,7 @@ fn samples(objective: Objective, lengths: &[usize]) -> Vec<Sample> {
             token_types: (0..n).map(|i| u32::from(i > n / 2)).collect(),
             labels,
             next_sentence: pair.then(|| draw.below(2) as u32),
+            label: None,
             ids,
         }
     };

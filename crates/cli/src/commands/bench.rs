@@ -2,8 +2,9 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use genus_infer::bench::{self, Ceilings, Measured, Report, Runs};
 use genus_infer::{EmbedOptions, encode_lines, read_lines};
 use genus_models::{Dimensions, Model, Task, find_preset};
@@ -12,6 +13,7 @@ use genus_text::Tokenizer;
 use genus_train::Objective;
 use genus_train::bench::{Timing, natural_batch, random_batch, train_step};
 
+use super::labelled;
 use crate::Context;
 use crate::global::Global;
 use crate::model;
@@ -86,9 +88,15 @@ pub(crate) struct TrainBench {
     subject: Subject,
     #[command(flatten)]
     rows: Rows,
-    /// causal, masked or pretraining; without it, what the model was published with.
+    /// causal, masked, pretraining or classification; without it, what the model was published with.
     #[arg(long, value_name = "OBJECTIVE")]
     objective: Option<Objective>,
+    /// What is trained, by the name of the task: sequence-classification takes --lines with a tab and a class behind the text.
+    #[arg(long, value_name = "TASK", conflicts_with = "objective")]
+    task: Option<Task>,
+    /// Recompute every layer in the backward pass instead of remembering it.
+    #[arg(long)]
+    recompute: bool,
 }
 
 /// Forward passes; with --lines, text in and vectors out, tokenising included.
@@ -188,33 +196,55 @@ type Measurement = (Subject, Model, String, Measured);
 
 impl TrainBench {
     fn measure(self, global: &Global) -> anyhow::Result<Measurement> {
-        let (model, folder) = self.subject.open(self.objective.map(Objective::task), global)?;
+        let (model, folder) = self.subject.open(self.task.or(self.objective.map(Objective::task)), global)?;
         let seed = global.seed;
         let Some(objective) = Objective::of(model.task()) else {
             bail!("{}: the task {} has no objective; choose one with --objective", self.subject.model, model.task());
         };
+        let mut tokenizing = None;
         let (batches, workload) = match &self.rows.lines {
             None => {
                 let (batch, context) = (self.rows.batch, self.rows.context);
-                (vec![random_batch(model.spec(), objective, batch, context, seed)?], format!("train {batch}x{context}"))
+                let mut batch_of = random_batch(model.spec(), objective, batch, context, seed)?;
+                if objective == Objective::Classification {
+                    batch_of.sequence_labels = labelled::split(vec!["x".into(); batch], model.labels(), seed)?.1;
+                }
+                (vec![batch_of], format!("train {batch}x{context}"))
             }
             Some(file) => {
                 let tokenizer = self.rows.tokenizer(folder.as_deref())?;
-                let (mut ids, _) = encode_lines(&tokenizer, &read_lines(file)?, model.spec().n_ctx)?;
-                ids.retain(|line| !line.is_empty());
                 if self.rows.batch == 0 {
                     return Err(Usage("--batch 0: expected at least 1".into()).into());
                 }
-                let mut batches = Vec::new();
-                for rows in ids.chunks(self.rows.batch) {
-                    batches.push(natural_batch(objective, rows, seed)?);
+                let (lines, mut labels) = match objective {
+                    Objective::Classification => labelled::split(read_lines(file)?, model.labels(), seed)
+                        .with_context(|| format!("--lines {}", file.display()))?,
+                    _ => (read_lines(file)?, Vec::new()),
+                };
+                let start = Instant::now();
+                let (mut ids, _) = encode_lines(&tokenizer, &lines, model.spec().n_ctx)?;
+                tokenizing = Some(start.elapsed().as_secs_f64());
+                if objective == Objective::Classification {
+                    let mut kept = ids.iter().map(|line| !line.is_empty());
+                    labels.retain(|_| kept.next().unwrap_or(false));
                 }
-                (batches, format!("train lines in batches of {}", self.rows.batch))
+                ids.retain(|line| !line.is_empty());
+                let mut batches = Vec::new();
+                for (i, rows) in ids.chunks(self.rows.batch).enumerate() {
+                    let mut batch = natural_batch(objective, rows, seed)?;
+                    if objective == Objective::Classification {
+                        let from = i * self.rows.batch;
+                        batch.sequence_labels = labels[from..from + rows.len()].to_vec();
+                    }
+                    batches.push(batch);
+                }
+                (batches, format!("train {objective} {} lines in batches of {}", ids.len(), self.rows.batch))
             }
         };
-        let timing = Timing { warmup: self.subject.warm_up, runs: self.subject.runs };
+        let timing = Timing { warmup: self.subject.warm_up, runs: self.subject.runs, recompute: self.recompute };
         let r = train_step(&model, objective, &batches, timing)?;
         let measured = Measured {
+            tokenizing_seconds: tokenizing.map(|t| vec![t; r.seconds.len()]),
             tokens: r.tokens as usize,
             flops: r.flops,
             seconds: r.seconds,

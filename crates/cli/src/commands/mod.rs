@@ -7,6 +7,7 @@ mod convert;
 mod embed;
 mod forward;
 mod generate;
+mod labelled;
 mod quickstart;
 mod tokenizer;
 mod train;

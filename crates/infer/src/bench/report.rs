@@ -16,7 +16,7 @@ pub struct Measured {
     pub bytes: Option<f64>,
     /// All timed runs.
     pub seconds: Vec<f64>,
-    /// The part of `seconds` that tokenising took, where there is text.
+    /// The part of `seconds` that tokenising took, where there is text; before training it is done once, and is not part of them.
     pub tokenizing_seconds: Option<Vec<f64>>,
     /// The largest resident memory while the workload ran; `None` where the system does not tell.
     pub peak_rss_bytes: Option<u64>,

@@ -1,5 +1,9 @@
 //! `batch.json`: padded nested lists with `transformers`' names, read strictly and made ragged.
 
+mod classes;
+
+pub(crate) use classes::ClassLabels;
+
 use crate::{Error, Result};
 use genus_checkpoint::config::JsonFile;
 use genus_models::{Input, Model, Task};
@@ -40,6 +44,8 @@ pub(crate) struct Ragged {
     pub token_labels: Option<Vec<i32>>,
     /// One a sequence.
     pub pair_labels: Option<Vec<i32>>,
+    /// Of sequence classification.
+    pub class_labels: Option<ClassLabels>,
 }
 
 impl PaddedBatch {
@@ -218,14 +224,18 @@ impl PaddedBatch {
         let token_labels = if task.predicts_tokens() { self.token_labels(task, spec.vocab_size)? } else { None };
         let pair_labels = self.pair_labels(task)?;
         let spans = Spans::from_lengths(self.real.iter().map(Range::len));
-        Ok(Ragged { input: Input { ids, spans, positions, types }, token_labels, pair_labels })
+        let class_labels = match task {
+            Task::SequenceClassification => self.class_labels(model.labels())?,
+            _ => None,
+        };
+        Ok(Ragged { input: Input { ids, spans, positions, types }, token_labels, pair_labels, class_labels })
     }
 
     /// Fields that the task does not take are errors: silently ignoring one would hide a mistake.
     fn check_fields(&self, task: Task) -> Result<()> {
         let mut takes = vec!["input_ids", "attention_mask", "token_type_ids", "position_ids"];
         match task {
-            Task::CausalLm | Task::MaskedLm => takes.push("labels"),
+            Task::CausalLm | Task::MaskedLm | Task::SequenceClassification => takes.push("labels"),
             Task::NextSentence | Task::Pretraining => takes.extend(["labels", "next_sentence_label"]),
             _ => {}
         }

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use batch::Ragged;
 use candle_core::{DType, Device, Tensor};
 use genus_models::{Model, Task};
-use genus_nn::Hidden;
+use genus_nn::{ClassTargets, Hidden};
 use genus_ops::{IGNORE, Path, Tape, Value, weighted_sum};
 
 /// What to compute beside the task's outputs.
@@ -28,8 +28,10 @@ pub struct ForwardOptions {
 /// the reference's outputs with zeros at padded places (`loss` of shape `[]` only with labels), `hidden_states.<i>` and
 /// `grad.<name in the checkpoint>` if asked for.
 ///
-/// Positions count each row's real tokens from 0 where the batch does not give them. One deviation: the pooled token of a row
-/// padded at the left is its first real one, where the reference takes the padded place.
+/// Positions count each row's real tokens from 0 where the batch does not give them. Two deviations: the pooled token of a row
+/// padded at the left is its first real one, where the reference takes the padded place; and a decoder's class is read off the
+/// last real token by the mask (passing over real tokens that are `pad_token_id`, as the reference does), where the reference
+/// goes by ids alone.
 ///
 /// # Errors
 /// When the batch does not fit the model or the task; when gradients are asked for and there is no loss.
@@ -92,7 +94,22 @@ impl Outputs<'_> {
             let logits = head.logits(&plain, &Value::constant(pooled.tensor().clone()))?;
             self.push(name.into(), logits.tensor())?;
             if let Some(targets) = &ragged.pair_labels {
-                losses.push(head.loss(tape, &pooled, targets, mean(targets))?);
+                losses.push(head.loss(tape, &pooled, ClassTargets::One(targets), mean(targets))?);
+            }
+        }
+        if task == Task::SequenceClassification {
+            let summary = model.summary(tape, x, &ragged.input)?;
+            let head = model.classifier()?;
+            let plain = Tape::inference().with_path(self.path);
+            let logits = head.logits(&plain, &Value::constant(summary.tensor().clone()))?;
+            self.push("logits".into(), logits.tensor())?;
+            if let Some(labels) = &ragged.class_labels {
+                let targets = labels.targets();
+                let scale = match targets {
+                    ClassTargets::One(targets) => mean(targets),
+                    _ => 1.0 / self.batch.rows() as f64,
+                };
+                losses.push(head.loss(tape, &summary, targets, scale)?);
             }
         }
         if task == Task::Base {

@@ -10,8 +10,19 @@ pub use mask::{MaskingConfig, mask_tokens};
 pub use pairs::{PairExamples, PairOptions, Segments};
 pub use stream::{BuildProgress, SentenceSplit, SentenceStream, TokenStream, Tokens};
 
+/// What is known about a whole example, for models that classify sequences.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SequenceLabel {
+    /// Its class, from 0.
+    Class(u32),
+    /// For each class whether it applies, from 0 to 1.
+    Classes(Vec<f32>),
+    /// A number for each of the model's outputs.
+    Numbers(Vec<f32>),
+}
+
 /// One training example.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sample {
     /// Token ids.
     pub ids: Vec<u32>,
@@ -23,10 +34,12 @@ pub struct Sample {
     pub labels: Vec<i32>,
     /// 0: the second segment follows the first; 1: it comes from elsewhere. `None` without pairs.
     pub next_sentence: Option<u32>,
+    /// What the whole example is labelled with, if it is. It has one span then.
+    pub label: Option<SequenceLabel>,
 }
 
 /// Examples behind one another, as plain vectors. `n` is the number of ids, `s` of spans, `b` of examples.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// Token ids `[n]`.
     pub ids: Vec<u32>,
@@ -38,6 +51,8 @@ pub struct Batch {
     pub labels: Vec<i32>,
     /// Next-sentence labels `[b]`, or empty. One span an example then.
     pub next_sentence: Vec<u32>,
+    /// Labels of whole examples `[b]`, or empty. One span an example then.
+    pub sequence_labels: Vec<SequenceLabel>,
     /// Number of examples.
     pub examples: usize,
 }
@@ -50,6 +65,7 @@ impl Batch {
         self.token_types.extend(sample.token_types);
         self.labels.extend(sample.labels);
         self.next_sentence.extend(sample.next_sentence);
+        self.sequence_labels.extend(sample.label);
         self.examples += 1;
     }
 
