@@ -6,7 +6,7 @@ use crate::{
 };
 use genus_ops::{
     Activation, AttentionSpec, Branch, Dense, Gated, Layout, Norm, Param, Qkv, Spans, Tape, Value, attention,
-    feed_forward, gated_feed_forward, linear, residual_norm,
+    feed_forward, gated_feed_forward, linear, residual, residual_norm,
 };
 use std::sync::Arc;
 
@@ -273,12 +273,17 @@ impl Layer {
 }
 
 impl Layer {
-    /// As [`Layer::forward`] without a cache, but forgotten until the backward pass runs it again.
+    /// As [`Layer::forward`] without a cache, but forgotten until the backward pass runs it again. A pending branch is added
+    /// before, so that a single matrix is held for each layer; the sum has the bits that it has inside the norm.
     pub(crate) fn recomputed(layer: &Arc<Self>, tape: &Tape, s: Stream, spans: &Spans) -> Result<Stream> {
-        let inputs: Vec<&Value> = std::iter::once(&s.x).chain(&s.branch).collect();
+        let x = match &s.branch {
+            Some(value) => residual(tape, &s.x, Branch { value, dropout: layer.dropout })?,
+            None => s.x.clone(),
+        };
+        drop(s);
         let (layer, spans) = (Arc::clone(layer), spans.clone());
-        let outputs = tape.recompute(&inputs, move |tape, inputs| {
-            let s = Stream { x: inputs[0].clone(), branch: inputs.get(1).cloned() };
+        let outputs = tape.recompute(&[&x], move |tape, inputs| {
+            let s = Stream { x: inputs[0].clone(), branch: None };
             let s = layer.forward(tape, s, &spans, None, &mut |_| {})?;
             Ok::<_, Error>(std::iter::once(s.x).chain(s.branch).collect())
         })?;

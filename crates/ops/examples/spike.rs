@@ -84,10 +84,11 @@ fn on_tape(kind: Kind, again: bool, params: &[Vec<Param>], x: &Tensor, g: &Tenso
     for p in params {
         if again {
             let p = p.clone();
-            x = tape.recompute(&x, move |tape, x| {
-                let [x, f] = layer(kind, tape, x, None, &values(tape, &p))?;
-                join(tape, &x, &f)
-            })?;
+            let block = move |tape: &Tape, x: &[Value]| {
+                let [x, f] = layer(kind, tape, &x[0], None, &values(tape, &p))?;
+                Ok::<_, Error>(vec![join(tape, &x, &f)?])
+            };
+            x = tape.recompute(&[&x], block)?.remove(0);
         } else {
             let [sum, f] = layer(kind, &tape, &x, pending.as_ref(), &values(&tape, p))?;
             (x, pending) = (sum, Some(f));
