@@ -1,18 +1,23 @@
-"""Times `genus` against PyTorch on the same weights, interleaved, and prints a table.
+"""Times `genus` against PyTorch (and ONNX Runtime, and Python's `tokenizers`) on the same weights and data, and prints a table.
 
     python -m venv env && env/bin/pip install -r bench/requirements.txt
     cargo build --release
-    env/bin/python bench/compare.py train prefill decode
-    env/bin/python bench/compare.py encode --data DATA   # DATA holds glue/SST-2/dev.tsv and tok_bert (docs/data.md)
-    env/bin/python bench/compare.py all --data DATA --json results.json
+    env/bin/python bench/compare.py train prefill decode start
+    env/bin/python bench/compare.py encode tokenize --data DATA   # DATA holds the sets of docs/data.md
+    env/bin/python bench/compare.py all --data DATA --precision f32 bf16 --compile --onnx --decode-batch 1 16
 
-Each measurement is a process of its own, so that its peak memory is its own; the two sides alternate (PyTorch, genus,
-PyTorch, genus, ...) for `--rounds` rounds. A round's figure is the median of its timed runs; the table shows the median
-of the rounds with their range. `--only torch` or `--only genus` runs one side. Weights are made once, at random, in
-`--work` (default target/bench). Peak memory: PyTorch's process high-water mark (interpreter and libraries included);
-what `genus bench` reports for its workload. Ratio: PyTorch's time over genus's.
+Each measurement is a process of its own, so that its peak memory is its own; the sides of a workload alternate (peers, genus,
+peers, genus, ...) for `--rounds` rounds. A round's figure is the median of its timed runs; the table shows the median of the
+rounds with their range. Weights are made once, at random, in `--work` (default target/bench).
 
-The peer is described in `torch_peer.py`. Machines are noisy: run nothing beside this.
+Rounds are added to those in `--json FILE` (default results.json in `--work`), so a long comparison can be taken in pieces:
+`--list` names the workloads, `--match TEXT` picks some, `--sides genus torch` some of their sides, `--rounds 1` one round each
+(under 90 seconds a side). `--forget` drops the picked workloads' earlier rounds first (after a change of the program), and
+`table` alone prints what there is.
+
+Ratio: the peer's time over genus's, for the same tokens or sentences. Memory: PyTorch's process high-water mark (interpreter
+and libraries included); what `genus bench` reports for its workload. `wanted` is the project's aim on a machine with AVX-512.
+The peers are described in `torch_peer.py`. Machines are noisy: run nothing beside this.
 """
 
 import argparse
@@ -26,52 +31,67 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+NAMES = ["train", "encode", "decode", "prefill", "start", "tokenize"]
 
 
 class Workload:
-    """One line of the table: what PyTorch gets (a spec of torch_peer.py) and what `genus bench` gets."""
+    """One thing to measure: what `genus` gets, and each peer's spec (of torch_peer.py) with the ratio that is wanted."""
 
-    def __init__(self, name, model, spec, genus, precision="f32"):
-        self.name, self.model, self.precision = name, model, precision
-        self.spec = {**spec, "precision": precision}
-        self.genus = genus
+    def __init__(self, kind, name, model, genus, peers, precision="f32", runs=1, warmup=0):
+        self.kind, self.name, self.model, self.precision = kind, name, model, precision
+        self.genus, self.peers, self.runs, self.warmup = genus, peers, runs, warmup
+
+    @property
+    def key(self):
+        return f"{self.name} {self.precision}"
 
 
 def workloads(options):
-    """The table's lines by subcommand."""
-    precisions = options.precision
-    compiled = [False, True] if options.compile else [False]
-    out = {"train": [], "encode": [], "decode": [], "prefill": [], "start": []}
-    for precision in precisions:
-        for model, batch, context, runs in [("gpt2", 4, 512, 1), ("gpt2", 2, 256, 3), ("gpt2-small-demo", 8, 128, 20)]:
-            for c in compiled:
-                out["train"].append(Workload(
-                    f"train {model} {batch}x{context}" + (" compiled" if c else ""), model,
-                    dict(kind="train", batch=batch, context=context, warmup=1 if runs < 20 else 3, runs=runs, compile=c),
-                    ["train", "MODEL", "--batch", str(batch), "--context", str(context)], precision))
-        for order in ("file", "sorted"):
-            out["encode"].append(Workload(
-                f"encode bert-base SST-2 dev, {order} order", "bert-base-uncased",
-                dict(kind="encode", batch=32, order=order, warmup=0, runs=1),
-                ["forward", "MODEL", "--lines", "LINES", "--batch", "32"], precision))
+    """All that the options ask for."""
+    out = []
+    for precision in options.precision:
+        f32 = precision == "f32"
+
+        def add(kind, name, model, genus, peers, runs=1, warmup=0):
+            specs = {}
+            for label, (spec, wanted) in peers.items():
+                specs[label] = ({"runs": runs, "warmup": warmup, **spec, "precision": precision}, wanted)
+            out.append(Workload(kind, name, model, genus, specs, precision, runs, warmup))
+
+        for model, batch, context, runs in [("gpt2", 4, 512, 1), ("gpt2", 2, 256, 3), ("gpt2-small-demo", 8, 128, 40)]:
+            spec = dict(kind="train", batch=batch, context=context)
+            peers = {"torch": (spec, 1.6 if f32 else None)}
+            if options.compile:
+                peers["compiled"] = ({**spec, "compile": True}, (1.3 if f32 else 1.35) if model == "gpt2" else None)
+            add("train", f"train {model} {batch}x{context}", model,
+                ["train", "MODEL", "--batch", str(batch), "--context", str(context)], peers, runs, 1 if runs < 10 else 5)
+        encode = dict(kind="encode", batch=32)
+        peers = {"torch (file order)": ({**encode, "order": "file"}, 2.2 if f32 else None),
+                 "torch (sorted)": ({**encode, "order": "sorted"}, 1.15 if f32 else None)}
+        if options.onnx and f32:
+            peers["onnxruntime (sorted)"] = ({**encode, "kind": "onnx", "order": "sorted"}, 1.0)
+        add("encode", "encode bert-base SST-2 dev", "bert-base-uncased",
+            ["forward", "MODEL", "--lines", "LINES"], peers)
         for batch in options.decode_batch:
-            out["decode"].append(Workload(
-                f"decode gpt2 x{batch}", "gpt2",
-                dict(kind="decode", batch=batch, prompt_tokens=16, new_tokens=64, warmup=1, runs=2),
-                ["decode", "MODEL", "--batch", str(batch), "--prompt-tokens", "16", "--new-tokens", "64"], precision))
-        out["prefill"].append(Workload(
-            "prefill gpt2 1000 tokens", "gpt2",
-            dict(kind="prefill", batch=1, prompt_tokens=1000, warmup=1, runs=3),
-            ["prefill", "MODEL", "--prompt-tokens", "1000"], precision))
-    out["start"].append(Workload(
-        "start to first token, gpt2", "gpt2", dict(kind="start", ids="464 3290 318 257"), None))
+            spec = dict(kind="decode", batch=batch, prompt_tokens=16, new_tokens=64)
+            add("decode", f"decode gpt2 x{batch}", "gpt2",
+                ["decode", "MODEL", "--batch", str(batch), "--prompt-tokens", "16", "--new-tokens", "64"],
+                {"torch": (spec, 2.5 if batch == 1 else None)}, 2, 1)
+        add("prefill", "prefill gpt2 1000", "gpt2", ["prefill", "MODEL", "--prompt-tokens", "1000"],
+            {"torch": (dict(kind="prefill", batch=1, prompt_tokens=1000), 1.2 if f32 else None)}, 3, 1)
+    out.append(Workload("start", "start to first token gpt2", "gpt2", None,
+                        {"torch": (dict(kind="start", ids="464 3290 318 257"), 10)}))
+    for name, model in [("GPT-2 BPE", "gpt2-tokenizer"), ("WordPiece", "bert-tokenizer")]:
+        out.append(Workload("tokenize", f"tokenize 100 MB {name}", model, ["tokenize", "MODEL", "--lines", "CORPUS"],
+                            {"tokenizers": (dict(kind="tokenize", runs=1, warmup=0), 1.0)}))
     return out
 
 
 def capture(command, environment):
     """Runs a command; its last line of standard output is one JSON object."""
     begin = time.perf_counter()
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([str(word) for word in command], env=environment, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True)
     elapsed = time.perf_counter() - begin
     if done.returncode != 0:
         raise SystemExit(f"failed ({done.returncode}): {' '.join(map(str, command))}\n{done.stderr[-4000:]}")
@@ -83,167 +103,220 @@ class Runner:
         self.options = options
         self.work = Path(options.work)
         self.work.mkdir(parents=True, exist_ok=True)
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
-        self.lines = None
+        threads = str(options.threads)
+        self.environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
+                            "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
 
     def peer(self, spec):
         spec = {**spec, "threads": self.options.threads}
         out, elapsed = capture([sys.executable, HERE / "torch_peer.py", json.dumps(spec)], self.environment)
         return json.loads(out.strip().splitlines()[-1]), elapsed
 
-    def folder(self, preset):
-        path = self.work / preset
-        if not (path / "model.safetensors").exists():
-            print(f"making random weights in {path}", file=sys.stderr)
-            self.peer(dict(kind="make", preset=preset, model=str(path)))
-        if preset.startswith("bert"):
-            data = self.data()
-            if not (path / "vocab.txt").exists():
-                (path / "vocab.txt").write_bytes((data / "tok_bert" / "google_uncased_en_vocab.txt").read_bytes())
-                (path / "tokenizer_config.json").write_text(
-                    json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}))
-        return path
-
     def data(self):
         if not self.options.data:
-            raise SystemExit("encode needs --data (or GENUS_DATA): the folder of docs/data.md")
+            raise SystemExit("encode and tokenize need --data (or GENUS_DATA): the folder of docs/data.md")
         return Path(self.options.data)
 
-    def sentences(self):
-        if self.lines is None:
-            self.lines = self.work / "sst2-dev.txt"
-            rows = (self.data() / "glue" / "SST-2" / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
-            self.lines.write_text("\n".join(row.split("\t")[0].strip() for row in rows if row.strip()) + "\n",
-                                  encoding="utf-8")
-        return self.lines
+    def folder(self, name):
+        """A model's folder with random weights, or a tokenizer's."""
+        path = self.work / name
+        if name.endswith("-tokenizer"):
+            return self.tokenizer(name, path)
+        if not (path / "model.safetensors").exists():
+            print(f"making random weights in {path}", file=sys.stderr)
+            self.peer(dict(kind="make", preset=name, model=str(path)))
+        if name.startswith("bert"):
+            self.wordpiece(path)
+        return path
 
-    def torch_round(self, load):
-        spec = {**load.spec, "model": str(self.folder(load.model))}
-        if spec["kind"] == "encode":
+    def wordpiece(self, path):
+        if not (path / "vocab.txt").exists():
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "vocab.txt").write_bytes((self.data() / "tok_bert" / "google_uncased_en_vocab.txt").read_bytes())
+            (path / "tokenizer_config.json").write_text(
+                json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}))
+
+    def tokenizer(self, name, path):
+        """A folder with `tokenizer.json`, which both sides read."""
+        if not (path / "tokenizer.json").exists():
+            path.mkdir(parents=True, exist_ok=True)
+            if name.startswith("gpt2"):
+                (path / "tokenizer.json").write_bytes((self.data() / "tok_gpt2" / "gpt2_tokenizer.json").read_bytes())
+            else:
+                self.wordpiece(path)
+                self.peer(dict(kind="wordpiece", model=str(path)))
+        return path
+
+    def sentences(self):
+        """The sentences of the SST-2 development set, one a line."""
+        lines = self.work / "sst2-dev.txt"
+        if not lines.exists():
+            rows = (self.data() / "glue" / "SST-2" / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
+            lines.write_text("\n".join(row.split("\t")[0].strip() for row in rows if row.strip()) + "\n", encoding="utf-8")
+        return lines
+
+    def corpus(self):
+        """The plain text of the data folder, repeated to 100 MB; its lines are the texts."""
+        path = self.work / "plain-100mb.txt"
+        if not path.exists():
+            parts = [self.data() / p for p in ("tinyshakespeare/input.txt", "wikitext2/valid.txt", "wikitext2/test.txt",
+                                               "tinystories_sample/tinystories.txt", "uer_zh_lm/CLUECorpusSmall_sampled.txt")]
+            lines = [line for part in parts for line in part.read_text(encoding="utf-8").split("\n") if line.strip()]
+            text = ("\n".join(lines) + "\n").encode()
+            whole, rest = divmod(100_000_000, len(text))
+            path.write_bytes(text * whole + text[:text.rfind(b"\n", 0, rest) + 1])
+        return path
+
+    def torch_round(self, load, label):
+        spec = {**load.peers[label][0], "model": str(self.folder(load.model))}
+        if spec["kind"] in ("encode", "onnx"):
             spec["lines"] = str(self.sentences())
+        if spec["kind"] == "onnx":
+            spec["onnx"] = str(self.work / "bert-base-uncased.onnx")
+            if not Path(spec["onnx"]).exists():
+                print("exporting to ONNX", file=sys.stderr)
+                self.peer({**spec, "kind": "onnx_make"})
+        if spec["kind"] == "tokenize":
+            spec["lines"] = str(self.corpus())
         result, elapsed = self.peer(spec)
         if spec["kind"] == "start":
             result["seconds"] = [elapsed]
         return result
 
     def genus_round(self, load):
-        model = self.folder(load.model)
-        binary = self.options.genus
-        if load.spec["kind"] == "start":
-            _, elapsed = capture([binary, "generate", model, "--ids", load.spec["ids"], "--greedy", "--max-new-tokens", "1",
-                                  "--output-ids", "--threads", str(self.options.threads)], self.environment)
+        model, binary, threads = self.folder(load.model), self.options.genus, str(self.options.threads)
+        if load.kind == "start":
+            ids = load.peers["torch"][0]["ids"]
+            _, elapsed = capture([binary, "generate", model, "--ids", ids, "--greedy", "--max-new-tokens", "1",
+                                  "--output-ids", "--threads", threads], self.environment)
             return {"seconds": [elapsed]}
-        words = {"MODEL": str(model), "LINES": str(self.sentences()) if "LINES" in load.genus else ""}
-        command = [binary, "bench", *[words.get(a, a) for a in load.genus], "--runs", str(load.spec["runs"]),
-                   "--warm-up", str(load.spec["warmup"]), "--threads", str(self.options.threads),
-                   "--precision", load.precision, "--json", *self.options.genus_args.split()]
+        files = {"MODEL": lambda: model, "LINES": self.sentences, "CORPUS": self.corpus}
+        command = [binary, "bench", *[files[a]() if a in files else a for a in load.genus], "--runs", str(load.runs),
+                   "--warm-up", str(load.warmup), "--threads", threads, "--json", *self.options.genus_args.split()]
+        if load.precision != "f32":
+            command += ["--precision", load.precision]
         out, _ = capture(command, self.environment)
         return json.loads(out.strip().splitlines()[-1])
 
-    def compare(self, load):
-        sides = {"torch": self.torch_round, "genus": self.genus_round}
-        if self.options.only:
-            sides = {self.options.only: sides[self.options.only]}
-        rounds = {side: [] for side in sides}
-        for i in range(self.options.rounds):
-            for side, measure in sides.items():
-                result = measure(load)
-                rounds[side].append(result)
-                seconds = statistics.median(result["seconds"])
-                print(f"  round {i + 1} {side}: {seconds:.4g} s", file=sys.stderr)
-        return {"workload": load.name, "precision": load.precision, **{s: summary(r) for s, r in rounds.items()}}
+    def round(self, load, rounds):
+        """One round of every side that is wanted; `rounds` maps sides to what was measured before."""
+        wanted = self.options.sides
+        for side in [*load.peers, "genus"]:
+            if wanted and not any(side == w or side.startswith(w + " ") for w in wanted):
+                continue
+            result = self.genus_round(load) if side == "genus" else self.torch_round(load, side)
+            result["taken"] = time.strftime("%Y-%m-%dT%H:%M:%S")
+            rounds.setdefault(side, []).append(result)
+            print(f"  {side}: {statistics.median(result['seconds']):.4g} s", file=sys.stderr)
 
 
 def summary(rounds):
+    if not rounds:
+        return None
     medians = [statistics.median(r["seconds"]) for r in rounds]
-    out = {"seconds": statistics.median(medians), "min": min(medians), "max": max(medians), "rounds": rounds}
-    memory = [r["peak_rss_bytes"] for r in rounds if "peak_rss_bytes" in r]
+    out = {"seconds": statistics.median(medians), "min": min(medians), "max": max(medians), "rounds": len(rounds)}
+    memory = [r["peak_rss_bytes"] for r in rounds if r.get("peak_rss_bytes")]
     if memory:
-        out["peak_rss_bytes"] = max(memory)
-    tokens = [r["tokens"] for r in rounds if "tokens" in r]
-    if tokens:
-        out["tokens_per_second"] = tokens[-1] / out["seconds"]
-    elif "tokens_per_second" in rounds[0]:
-        out["tokens_per_second"] = statistics.median(r["tokens_per_second"] for r in rounds)
+        out["memory"] = max(memory)
+    if "tokens" in rounds[-1]:
+        out["rate"] = rounds[-1]["tokens"] / out["seconds"]
+    elif "tokens_per_second" in rounds[-1]:
+        out["rate"] = statistics.median(r["tokens_per_second"] for r in rounds)
     for key in ("flops_per_second", "bytes_per_second", "ceiling_flops_per_second", "ceiling_bytes_per_second"):
-        if rounds[0].get(key):
-            out[key] = statistics.median(r[key] for r in rounds)
+        if rounds[-1].get(key):
+            out[key] = statistics.median(r[key] for r in rounds if r.get(key))
     return out
 
 
-def table(results):
-    header = ["workload", "precision", "PyTorch s", "genus s", "ratio", "tokens/s", "memory PyTorch", "memory genus",
-              "of peak"]
+def table(results, loads):
+    header = ["workload", "", "peer", "peer s", "genus s", "ratio", "wanted", "tokens/s", "memory", "of peak", "rounds"]
     rows = [header]
-    for r in results:
-        t, g = r.get("torch"), r.get("genus")
-        rows.append([r["workload"], r["precision"], span(t), span(g), ratio(r["workload"], t, g),
-                     " / ".join(f"{rate(s):.4g}" for s in (t, g) if s and rate(s)), memory(t), memory(g), share(g)])
+    wanted = {(load.key, label): ratio for load in loads for label, (_, ratio) in load.peers.items()}
+    for key, entry in results.items():
+        genus = summary(entry["sides"].get("genus"))
+        labels = [side for side in entry["sides"] if side != "genus"] or [None]
+        for label in labels:
+            peer = summary(entry["sides"].get(label))
+            both = [s for s in (peer, genus) if s]
+            rows.append([
+                entry["name"], entry["precision"], label or "-", span(peer), span(genus), ratio(entry["kind"], peer, genus),
+                f"{wanted[key, label]}" if wanted.get((key, label)) else "-",
+                " / ".join(f"{s['rate']:.4g}" for s in both if "rate" in s) or "-",
+                " / ".join(f"{s['memory'] / 1e9:.2f}" for s in both if "memory" in s) + " GB" if genus or peer else "-",
+                share(genus), "/".join(str(s["rounds"]) for s in both)])
+    for precision in ("f32", "bf16"):
+        one, many = (summary(results.get(f"decode gpt2 x{n} {precision}", {"sides": {}})["sides"].get("genus")) for n in (1, 16))
+        if one and many:
+            rows.append(["decode gpt2 x16 over x1", precision, "genus x1", span(one), span(many),
+                         f"{many['rate'] / one['rate']:.2f}", "5", f"{one['rate']:.4g} / {many['rate']:.4g}", "-", "-", "-"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
 
 
-def ratio(workload, t, g):
+def ratio(kind, peer, genus):
     """How many times faster genus is: by tokens a second where a run's length is each side's own affair, else by time."""
-    if not (t and g):
+    if not (peer and genus):
         return "-"
-    by_rate = workload.startswith(("train", "decode")) and rate(t) and rate(g)
-    return f"{rate(g) / rate(t) if by_rate else t['seconds'] / g['seconds']:.2f}x"
-
-
-def rate(side):
-    return side.get("tokens_per_second") if side else None
+    by_rate = kind in ("train", "decode") and "rate" in peer and "rate" in genus
+    return f"{genus['rate'] / peer['rate'] if by_rate else peer['seconds'] / genus['seconds']:.2f}"
 
 
 def span(side):
     return f"{side['seconds']:.4g} [{side['min']:.4g}..{side['max']:.4g}]" if side else "-"
 
 
-def memory(side):
-    return f"{side['peak_rss_bytes'] / 1e9:.2f} GB" if side and "peak_rss_bytes" in side else "-"
-
-
 def share(side):
-    """The part of the machine's ceiling that genus reached, by its own report."""
-    if not side:
-        return "-"
+    """The part of the machine's ceiling that genus reached, by its own report: of reading memory where weights are what is read."""
     for kind in ("bytes", "flops"):
-        got, most = side.get(f"{kind}_per_second"), side.get(f"ceiling_{kind}_per_second")
-        if got and most and (kind == "bytes" or not side.get("bytes_per_second")):
+        got, most = (side or {}).get(f"{kind}_per_second"), (side or {}).get(f"ceiling_{kind}_per_second")
+        if got and most and (kind == "flops" or side.get("flops_per_second")):
             return f"{100 * got / most:.0f} % of {kind}/s"
     return "-"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["train", "encode", "decode", "prefill", "start"]
-    parser.add_argument("workloads", nargs="+", choices=[*names, "all"])
-    parser.add_argument("--match", default="", help="only lines of the table that contain this text")
+    parser.add_argument("workloads", nargs="*", help=f"what to measure: {', '.join(NAMES)}, all; or table")
+    parser.add_argument("--match", default="", help="only workloads whose name and precision contain this text")
+    parser.add_argument("--sides", nargs="+", metavar="SIDE", help="only these: genus, torch, compiled, onnxruntime, tokenizers")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--forget", action="store_true", help="drop earlier rounds of the sides that are measured")
+    parser.add_argument("--list", action="store_true", help="name the workloads and stop")
     parser.add_argument("--precision", nargs="+", default=["f32"], choices=["f32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="also against torch.compile (training)")
-    parser.add_argument("--decode-batch", nargs="+", type=int, default=[1])
+    parser.add_argument("--onnx", action="store_true", help="also against ONNX Runtime (encode)")
+    parser.add_argument("--decode-batch", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--genus", default=str(ROOT / "target" / "release" / "genus"), help="the binary")
     parser.add_argument("--genus-args", default="", help="more flags for `genus bench`")
     parser.add_argument("--data", default=os.environ.get("GENUS_DATA"))
     parser.add_argument("--work", default=str(ROOT / "target" / "bench"), help="where the random weights go")
-    parser.add_argument("--only", choices=["torch", "genus"])
-    parser.add_argument("--json", metavar="FILE", help="write everything measured, every run of every round")
+    parser.add_argument("--json", metavar="FILE", help="where the rounds are kept (default: results.json in --work)")
     options = parser.parse_args()
-    if options.only != "torch" and not Path(options.genus).exists():
-        raise SystemExit(f"no binary at {options.genus}: cargo build --release, or --genus PATH")
-    runner = Runner(options)
-    wanted = names if "all" in options.workloads else options.workloads
-    results = []
-    for name in wanted:
-        for load in workloads(options)[name]:
-            if options.match in load.name:
-                print(load.name, load.precision, file=sys.stderr)
-                results.append(runner.compare(load))
-                if options.json:
-                    Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    unknown = set(options.workloads) - {*NAMES, "all", "table"}
+    if unknown or not (options.workloads or options.list):
+        parser.error(f"workloads: found {', '.join(unknown) or 'none'}, expected {', '.join(NAMES)}, all or table")
+    kinds = NAMES if "all" in options.workloads else options.workloads
+    loads = workloads(options)
+    chosen = [load for load in loads if load.kind in kinds and options.match in load.key]
+    if options.list:
+        print("\n".join(f"{load.kind:10}{load.key}: {', '.join([*load.peers, 'genus'])}" for load in loads))
+        return
+    file = Path(options.json or Path(options.work) / "results.json")
+    results = json.loads(file.read_text()) if file.exists() else {}
+    if chosen:
+        if options.sides != ["torch"] and not Path(options.genus).exists():
+            raise SystemExit(f"no binary at {options.genus}: cargo build --release, or --genus PATH")
+        runner = Runner(options)
+    for load in chosen:
+        entry = results.setdefault(load.key, {"kind": load.kind, "name": load.name, "precision": load.precision, "sides": {}})
+        if options.forget:
+            entry["sides"] = {k: v for k, v in entry["sides"].items() if options.sides and k not in options.sides}
+        for i in range(options.rounds):
+            print(f"{load.key}, round {i + 1}", file=sys.stderr)
+            runner.round(load, entry["sides"])
+            file.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results, loads))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 The peer is `transformers` on PyTorch: attention by `sdpa`, dropout 0, fused AdamW, gradients clipped to norm 1. `compile`
 adds `torch.compile` of model and loss (its compilation and three steps are not timed); `precision: bf16` means CPU
-autocast in training and bf16 weights elsewhere. `peak_rss_bytes` is this process's high-water mark.
+autocast in training and bf16 weights elsewhere. `onnx` is ONNX Runtime in f32 on the graph of its transformer optimiser,
+`tokenize` the batch call of `tokenizers`. `peak_rss_bytes` is this process's high-water mark.
 """
 
 import json
@@ -70,7 +71,7 @@ def train(spec):
 
     if spec.get("compile"):
         loss_of = torch.compile(loss_of)
-        spec["warmup"] = 3 + spec.get("warmup", 1)
+        spec["warmup"] = max(3, spec.get("warmup", 0)) + 1
 
     def step():
         with autocast:
@@ -117,6 +118,94 @@ def encode(spec):
     seconds = timed(spec, run)
     warm = spec.get("warmup", 1)
     return {"seconds": seconds, "tokenize_seconds": tokenizing[warm:], **counts}
+
+
+def onnx_make(spec):
+    """The encoder as an ONNX graph, then ONNX Runtime's own transformer optimiser (fused attention, GELU and layer norm)."""
+    from onnxruntime.transformers import optimizer
+
+    model = BertModel.from_pretrained(spec["model"], attn_implementation="eager", add_pooling_layer=False).eval()
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bert = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.bert(input_ids=input_ids, attention_mask=attention_mask,
+                             token_type_ids=torch.zeros_like(input_ids)).last_hidden_state
+
+    raw = spec["onnx"] + ".raw"
+    ids = torch.randint(1000, 2000, (2, 16))
+    axes = {0: "rows", 1: "tokens"}
+    torch.onnx.export(Encoder(), (ids, torch.ones_like(ids)), raw, dynamo=False, opset_version=17,
+                      input_names=["input_ids", "attention_mask"], output_names=["hidden"],
+                      dynamic_axes={"input_ids": axes, "attention_mask": axes, "hidden": axes})
+    better = optimizer.optimize_model(raw, model_type="bert", num_heads=model.config.num_attention_heads,
+                                      hidden_size=model.config.hidden_size)
+    better.save_model_to_file(spec["onnx"])
+    os.remove(raw)
+    return {"fused": better.get_fused_operator_statistics()}
+
+
+def onnx(spec):
+    """As `encode`, by ONNX Runtime in f32."""
+    import numpy
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = spec.get("threads", 2)
+    session = onnxruntime.InferenceSession(spec["onnx"], options, providers=["CPUExecutionProvider"])
+    tokenizer = AutoTokenizer.from_pretrained(spec["model"])
+    with open(spec["lines"], encoding="utf-8") as file:
+        lines = [line.rstrip("\n") for line in file]
+    counts = {"tokens": 0, "padded": 0}
+
+    def run():
+        encoded = tokenizer(lines, truncation=True, max_length=512)["input_ids"]
+        order = list(range(len(lines)))
+        if spec.get("order") == "sorted":
+            order.sort(key=lambda i: len(encoded[i]))
+        vectors = numpy.empty((len(lines), 768), dtype=numpy.float32)
+        counts.update(tokens=0, padded=0)
+        for at in range(0, len(order), spec["batch"]):
+            rows = order[at:at + spec["batch"]]
+            batch = tokenizer.pad({"input_ids": [encoded[i] for i in rows]}, return_tensors="np")
+            mask = batch["attention_mask"].astype(numpy.int64)
+            hidden = session.run(None, {"input_ids": batch["input_ids"].astype(numpy.int64), "attention_mask": mask})[0]
+            weights = mask[..., None].astype(numpy.float32)
+            vectors[rows] = (hidden * weights).sum(1) / weights.sum(1)
+            counts["tokens"] += int(mask.sum())
+            counts["padded"] += mask.size
+
+    return {"seconds": timed(spec, run), **counts, "onnxruntime": onnxruntime.__version__}
+
+
+def wordpiece(spec):
+    """Writes `tokenizer.json` beside `vocab.txt`."""
+    from tokenizers import BertWordPieceTokenizer
+
+    BertWordPieceTokenizer(os.path.join(spec["model"], "vocab.txt"), lowercase=True).save(
+        os.path.join(spec["model"], "tokenizer.json"))
+    return {}
+
+
+def tokenize(spec):
+    """The batch call of `tokenizers` on the lines of a file, 20,000 a call: all at once would take many gigabytes."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(os.path.join(spec["model"], "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    with open(spec["lines"], encoding="utf-8", newline="") as file:
+        lines = [line.rstrip("\n") for line in file]
+    tokens, seconds = 0, 0.0
+    for at in range(0, len(lines), 20_000):
+        begin = time.perf_counter()
+        encoded = tokenizer.encode_batch(lines[at:at + 20_000], add_special_tokens=True)
+        seconds += time.perf_counter() - begin
+        tokens += sum(len(e) for e in encoded)
+    return {"seconds": [seconds], "tokens": tokens, "tokenizers": tokenizers.__version__}
 
 
 def prompt(model, spec):
@@ -177,8 +266,8 @@ def start(spec):
 def main():
     spec = json.loads(sys.argv[1])
     torch.set_num_threads(spec.get("threads", 2))
-    result = {"make": make, "train": train, "encode": encode, "decode": decode, "prefill": prefill,
-              "start": start}[spec["kind"]](spec)
+    kinds = [make, train, encode, decode, prefill, start, onnx_make, onnx, wordpiece, tokenize]
+    result = {kind.__name__: kind for kind in kinds}[spec["kind"]](spec)
     result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result["torch"] = torch.__version__
     print(json.dumps(result))

@@ -1,6 +1,6 @@
 //! `genus bench`: what is reported, not how fast it is.
 
-use crate::program::{arg, fails, json_lines, ok};
+use crate::program::{arg, fails, json_lines, ok, run};
 
 const SMALL: [&str; 14] = [
     "--n-layers",
@@ -45,6 +45,11 @@ fn every_workload_reports_what_is_contracted() {
         assert!(report["workload"].as_str().unwrap().starts_with(kind));
         assert!(report["kernel_level"].is_string() && report.get("peak_rss_bytes").is_some());
         assert_eq!(report.get("bytes_per_second").is_some(), kind == "decode");
+        let operations = report["operations"].as_array().unwrap();
+        let shares: f64 = operations.iter().map(|o| o["share"].as_f64().unwrap()).sum();
+        assert!((shares - 1.0).abs() < 1e-6, "{kind}: {report}");
+        assert!(operations.iter().any(|o| o["name"] == "attention forward"), "{kind}: {report}");
+        assert_eq!(operations.iter().any(|o| o["name"] == "optimiser"), kind == "train");
         let tokens = report["tokens_per_second"].as_f64().unwrap();
         let expected = match kind {
             "prefill" => 40.0,
@@ -83,9 +88,60 @@ fn labelled_lines() {
 #[test]
 fn a_screen_of_figures_for_people() {
     let text = ok(&[&["bench", "forward", "gpt2", "--batch", "1", "--context", "16"], &SMALL[..]].concat()).stdout;
-    for word in ["tokens/s", "GFLOP/s", "% of", "memory"] {
+    for word in ["tokens/s", "GFLOP/s", "% of", "memory", "where the time went", "vocabulary product"] {
         assert!(text.contains(word), "{text}");
     }
+}
+
+#[test]
+fn tokenising_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lines.txt");
+    std::fs::write(&file, "some words\nand more\n").unwrap();
+    let lines = file.to_str().unwrap();
+    let report = json_lines(&ok(&["bench", "tokenize", "bytes", "--lines", lines, "--json"]).stdout).remove(0);
+    assert_eq!((&report["workload"], &report["precision"]), (&"tokenize 2 lines".into(), &"-".into()));
+    assert!(report["tokens_per_second"].as_f64() == report["bytes_per_second"].as_f64());
+    let text = ok(&["bench", "tokenize", "bytes", "--lines", lines]).stdout;
+    assert!(text.contains("of text"), "{text}");
+}
+
+#[test]
+fn a_measurement_is_repeated_and_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let baseline = dir.path().join("baseline.json");
+    let path = baseline.to_str().unwrap();
+    let take = |runs: &str| {
+        let workload = ["bench", "train", "gpt2", "--batch", "2", "--context", "16", "--json", "--threads", "2"];
+        let report = ok(&[&workload[..], &SMALL[..10], &["--runs", runs]].concat()).stdout;
+        std::fs::write(&baseline, &report).unwrap();
+        json_lines(&report).remove(0)
+    };
+    // How fast it is is not tested: a baseline that took ever so long cannot be missed, one that took no time cannot be reached.
+    let mut report = take("3");
+    let mut compare = |seconds: f64, code: i32| {
+        report["seconds"] = vec![seconds, seconds, seconds].into();
+        std::fs::write(&baseline, report.to_string()).unwrap();
+        let ended = run(&["bench", "--compare", path, "--json"]);
+        assert_eq!(ended.code, Some(code), "{ended:#?}");
+        ended
+    };
+    let better = json_lines(&compare(1e6, 0).stdout).remove(0);
+    assert_eq!((&better["regressed"], &better["comparison"]["seconds"]["worse"]), (&false.into(), &false.into()));
+    assert_eq!(better["now"]["seconds"].as_array().unwrap().len(), 3);
+    assert_eq!((&better["now"]["threads"], &better["now"]["workload"]), (&2.into(), &"train 2x16".into()));
+    let worse = compare(1e-9, 3);
+    assert!(worse.stderr.contains("regression: train 2x16 of gpt2 is slower than"), "{}", worse.stderr);
+    assert_eq!(json_lines(&worse.stdout)[0]["regressed"], true);
+    let text = run(&["bench", "--compare", path]).stdout;
+    assert!(text.contains("time of a run") && text.contains("worse"), "{text}");
+
+    take("2");
+    fails(1, &["bench", "--compare", path], &["number of runs", "found 2", "at least 3", "baseline.json"]);
+    std::fs::write(&baseline, "{}").unwrap();
+    fails(1, &["bench", "--compare", path], &["baseline.json", "missing field", "genus bench ... --json"]);
+    fails(2, &["bench", "--compare", path, "train", "gpt2"], &["--compare", "leave the workload out"]);
+    fails(1, &["bench", "--compare", "nowhere.json"], &["nowhere.json"]);
 }
 
 #[test]

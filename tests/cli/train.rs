@@ -78,7 +78,9 @@ fn a_run_trains_resumes_and_generates() {
     for line in ["steps = 20", "batch = 2", "tokenizer = \"bytes\""] {
         assert!(config.contains(line), "{line} is not in {config}");
     }
-    for key in ["step", "loss", "lr", "grad_norm", "tokens_per_second"] {
+    let keys =
+        ["step", "loss", "lr", "grad_norm", "tokens_per_second", "flops_per_second", "peak_fraction", "data_wait"];
+    for key in keys {
         let last = json_lines(&fs::read_to_string(whole.join("metrics.jsonl")).unwrap()).pop().unwrap();
         assert!(!last[key].is_null(), "{key}: {last}");
     }

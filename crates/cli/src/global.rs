@@ -73,7 +73,7 @@ options!(
         /// Precision of matrix products.
         #[arg(global = true, help_heading = "Global options")]
         value precision: Precision = Precision::F32,
-        /// Number of threads; without it, as many as the operating system grants (affinity and container quota).
+        /// Number of threads; without it, as many as the operating system grants (affinity and container quota), one for each physical core at most.
         #[arg(global = true, value_name = "N", help_heading = "Global options")]
         maybe threads: usize,
         /// Seed of every random choice: the same seed gives the same result.

@@ -27,7 +27,20 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// Tells the user how it ended, and returns the exit code: 0 done, 1 failed, 2 called wrongly, 130 interrupted.
+/// The result of a comparison that found a measurement worse than its baseline; the exit code is then 3.
+#[derive(Debug)]
+pub(crate) struct Regressed(pub(crate) String);
+
+impl std::fmt::Display for Regressed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Regressed {}
+
+/// Tells the user how it ended, and returns the exit code: 0 done, 1 failed, 2 called wrongly, 3 slower than a baseline, 130
+/// interrupted.
 pub(crate) fn finish(result: anyhow::Result<()>) -> ExitCode {
     let error = match result {
         Ok(()) => return ExitCode::SUCCESS,
@@ -43,6 +56,10 @@ pub(crate) fn finish(result: anyhow::Result<()>) -> ExitCode {
             let _ = writeln!(anstream::stderr(), "{interrupted}");
         }
         return ExitCode::from(130);
+    }
+    if let Some(regressed) = error.downcast_ref::<Regressed>() {
+        let _ = writeln!(anstream::stderr(), "\x1b[1;31mregression:\x1b[0m {regressed}");
+        return ExitCode::from(3);
     }
     let _ = write!(anstream::stderr(), "{}", describe(&error));
     if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }

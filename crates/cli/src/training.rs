@@ -7,6 +7,9 @@ use genus_train::{CheckpointInfo, Evaluation, Hooks, Phase, StartInfo, StepInfo}
 
 use crate::progress::{Progress, bytes, duration, grouped, short_count};
 
+/// The share of the time spent waiting for data that the user is told of.
+const WAIT: f64 = 0.01;
+
 /// Shows a run on standard error: a live line, evaluations, checkpoints, messages.
 #[derive(Debug)]
 pub(crate) struct TrainHooks {
@@ -78,6 +81,11 @@ impl Hooks for TrainHooks {
             text.push_str(&format!(", {} held out", grouped(n)));
         }
         anstream::eprintln!("{text}");
+        if let Some(peak) = start.peak_flops_per_second {
+            let threads = genus_ops::pool::threads();
+            let plural = if threads == 1 { "" } else { "s" };
+            anstream::eprintln!("{threads} thread{plural}, peak {:.0} GFLOP/s", peak / 1e9);
+        }
         if start.from_step > 0 {
             anstream::eprintln!("goes on after step {}", start.from_step);
         }
@@ -92,8 +100,14 @@ impl Hooks for TrainHooks {
             }
         }
         detail.push_str(&format!("  {} tokens/s", short_count(step.tokens_per_second)));
-        if let Some(memory) = step.memory {
+        if let Some(fraction) = step.peak_fraction {
+            detail.push_str(&format!("  {:.0} % of peak", 100.0 * fraction));
+        }
+        if let Some(memory) = step.peak_memory.or(step.memory) {
             detail.push_str(&format!("  {}", bytes(memory)));
+        }
+        if step.data_wait >= WAIT {
+            detail.push_str(&format!("  \x1b[33m{:.0} % waiting for data\x1b[0m", 100.0 * step.data_wait));
         }
         if step.skipped > 0 {
             detail.push_str(&format!("  \x1b[33m{} skipped\x1b[0m", step.skipped));

@@ -2,6 +2,7 @@
 
 use crate::layer::{Affine, NormParams};
 use crate::{Builder, Init, Result, Stack, StackSpec, Tying};
+use genus_ops::profile::{Operation, within};
 use genus_ops::{
     Activation, Distance, Layout, Param, Projection, Spans, Tape, Value, cross_entropy, distance, gather_rows, linear,
     residual_norm,
@@ -86,7 +87,10 @@ impl LmHead {
     pub fn logits(&self, tape: &Tape, x: &Value) -> Result<Value> {
         let x = self.transformed(tape, x)?;
         let bias = self.bias.as_ref().map(|b| tape.param(b));
-        Ok(linear(tape, &x, &tape.param(&self.weight), bias.as_ref(), Layout::OutIn, Activation::Identity)?)
+        let weight = tape.param(&self.weight);
+        Ok(within(Operation::Vocabulary, || {
+            linear(tape, &x, &weight, bias.as_ref(), Layout::OutIn, Activation::Identity)
+        })?)
     }
 
     /// `scale` times the summed cross-entropy of the targets (`-100`: none) under the predictions from `x` `[n, d]`.

@@ -54,8 +54,8 @@ pub fn set_threads(n: usize) -> usize {
     pool().threads
 }
 
-/// The number of threads that kernels use, the caller's included. By default what the operating system grants this process
-/// (affinity and cgroup quota respected).
+/// The number of threads that kernels use, the caller's included. By default [`crate::cores::default_threads`]:
+/// what the operating system grants this process (affinity and cgroup quota respected), one for each physical core at most.
 pub fn threads() -> usize {
     pool().threads.min(LIMIT.with(Cell::get))
 }
@@ -74,9 +74,8 @@ pub fn with_threads<R>(n: usize, f: impl FnOnce() -> R) -> R {
 
 fn pool() -> &'static Pool {
     POOL.get_or_init(|| {
-        let granted = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = match WANTED.load(SeqCst) {
-            0 => granted,
+            0 => crate::cores::default_threads(),
             n => n,
         };
         let shared: &'static Shared = Box::leak(Box::new(Shared {

@@ -2,6 +2,7 @@
 
 use crate::{Error, Objective, Optimizer, OptimizerSettings, Result, peak_rss, reset_peak_rss};
 use genus_models::{Model, StackSpec};
+use genus_ops::profile::{self, Entry};
 use genus_ops::{Spans, Tape, scalar};
 use genus_text::{Batch, Sample, SequenceLabel, rng};
 use std::time::Instant;
@@ -30,6 +31,8 @@ pub struct TrainStepReport {
     pub peak_rss_bytes: Option<u64>,
     /// Loss of every run, warm-up included: it falls, or the step does not train.
     pub losses: Vec<f64>,
+    /// Where the time of all timed runs went.
+    pub operations: Vec<Entry>,
 }
 
 impl TrainStepReport {
@@ -123,6 +126,7 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
         flops: 0.0,
         peak_rss_bytes: None,
         losses: Vec::new(),
+        operations: Vec::new(),
     };
     for batch in batches {
         let spans = Spans::from_lengths(batch.spans.iter().copied());
@@ -132,6 +136,9 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
         }
     }
     for run in 0..timing.warmup + timing.runs {
+        if run == timing.warmup {
+            profile::start();
+        }
         let start = Instant::now();
         let mut loss_of_run = 0.0;
         for batch in batches {
@@ -148,6 +155,7 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
         }
         report.losses.push(loss_of_run / batches.len().max(1) as f64);
     }
+    report.operations = profile::finish();
     report.peak_rss_bytes = peak_rss();
     Ok(report)
 }

@@ -20,6 +20,9 @@ pub struct StartInfo {
     pub train_tokens: u64,
     /// Tokens of the held-out set.
     pub dev_tokens: Option<u64>,
+    /// Floating-point operations a second that this machine can do at most, with the run's threads and precision, measured
+    /// just now; `None` on a device whose peak is not measured.
+    pub peak_flops_per_second: Option<f64>,
 }
 
 /// One step.
@@ -39,9 +42,10 @@ pub struct StepInfo {
     pub tokens_per_second: f64,
     /// Tokens of this step.
     pub tokens: u64,
-    /// Floating-point operations a second of the definition's matrix products, over the same time. Divided by the machine's
-    /// measured peak it is the fraction of the peak.
+    /// Floating-point operations a second of the definition's matrix products, over the same time.
     pub flops_per_second: f64,
+    /// That as a fraction of [`StartInfo::peak_flops_per_second`].
+    pub peak_fraction: Option<f64>,
     /// Epoch of the data, with its fraction.
     pub epoch: f64,
     /// Share of the time so far that was spent waiting for data.
@@ -52,6 +56,8 @@ pub struct StepInfo {
     pub dev: Option<(u64, Evaluation)>,
     /// Bytes of memory that the process holds.
     pub memory: Option<u64>,
+    /// The most bytes of memory that the process has held.
+    pub peak_memory: Option<u64>,
     /// Seconds until the end at the present pace, evaluation included.
     pub eta_seconds: f64,
 }

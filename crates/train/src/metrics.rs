@@ -50,12 +50,24 @@ impl Metrics {
         line.insert("lr".into(), json!(info.lr));
         line.insert("grad_norm".into(), json!(info.grad_norm));
         line.insert("tokens_per_second".into(), json!(rounded(info.tokens_per_second)));
+        line.insert("flops_per_second".into(), json!(info.flops_per_second.round()));
+        line.insert("data_wait".into(), json!(info.data_wait));
         let mut scalars = vec![
             ("train/loss", info.loss),
             ("train/lr", info.lr),
             ("train/grad_norm", info.grad_norm),
             ("train/tokens_per_second", info.tokens_per_second),
+            ("machine/flops_per_second", info.flops_per_second),
+            ("machine/data_wait", info.data_wait),
         ];
+        if let Some(fraction) = info.peak_fraction {
+            line.insert("peak_fraction".into(), json!((fraction * 1e4).round() / 1e4));
+            scalars.push(("machine/peak_fraction", fraction));
+        }
+        if let Some(bytes) = info.peak_memory {
+            line.insert("peak_rss_bytes".into(), json!(bytes));
+            scalars.push(("machine/peak_rss_bytes", bytes as f64));
+        }
         if let Some(pairs) = update.pair_loss {
             line.insert("next_sentence_loss".into(), json!(pairs));
             scalars.push(("train/next_sentence_loss", pairs));

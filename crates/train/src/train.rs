@@ -6,7 +6,7 @@ use crate::run::{self, State};
 use crate::setup::{self, Plan, absolute};
 use crate::{
     CheckpointInfo, Data, Error, Evaluation, Hooks, Resolved, Result, Schedule, StartInfo, StepInfo, TrainConfig,
-    Trainer, Update, evaluate, freeze, rss,
+    Trainer, Update, evaluate, freeze, peak_rss, rss,
 };
 use genus_checkpoint::{RunLock, atomic::clean_leftovers, state};
 use genus_models::{LoadOptions, Model};
@@ -209,6 +209,14 @@ struct Run<'a> {
     checkpoint: Option<PathBuf>,
     /// The newest checkpoint whose weights are known to give a finite loss and gradient: those of the step after it were.
     good: Option<PathBuf>,
+    /// What the machine can do at most.
+    peak: Option<f64>,
+}
+
+/// Floating-point operations a second that the machine can do at most; takes some 50 ms. Of the processor alone.
+fn peak(model: &Model) -> Option<f64> {
+    let on_cpu = |p: &genus_ops::Param| p.tensor().device().is_cpu();
+    model.params().iter().all(on_cpu).then(genus_ops::ceiling::fma_flops)
 }
 
 impl<'a> Run<'a> {
@@ -223,10 +231,11 @@ impl<'a> Run<'a> {
             floor: c.lr_floor,
             d_model: model.spec().d_model,
         };
+        let peak = peak(&model);
         let mut trainer = Trainer::new(model, resolved.objective, c.optimizer(), schedule, c.seed)?;
         trainer.set_recompute(c.recompute);
         let (first_dev, last_dev, checkpoint, good) = (None, None, None, None);
-        Ok(Run { options, resolved, data, trainer, position: 0, first_dev, last_dev, checkpoint, good })
+        Ok(Run { options, resolved, data, trainer, position: 0, first_dev, last_dev, checkpoint, good, peak })
     }
 
     fn go(mut self, hooks: &mut dyn Hooks) -> Result<Outcome> {
@@ -243,6 +252,7 @@ impl<'a> Run<'a> {
             trainable: params.iter().filter(|p| p.trainable()).map(size).sum(),
             train_tokens: self.data.train_tokens,
             dev_tokens: self.data.dev.as_ref().map(|d| d.tokens),
+            peak_flops_per_second: self.peak,
         });
         if from == 0
             && let Some(e) = self.evaluate(0, hooks)?
@@ -340,6 +350,7 @@ impl<'a> Run<'a> {
     fn info(&self, update: &Update, clock: &Clock, done: f64, elapsed: f64) -> StepInfo {
         let total = self.resolved.config.steps;
         let (epoch, index) = self.data.train.locate(self.position);
+        let flops_per_second = clock.flops / clock.window_seconds.max(1e-12);
         StepInfo {
             step: update.step,
             total,
@@ -348,12 +359,14 @@ impl<'a> Run<'a> {
             grad_norm: update.grad_norm,
             tokens_per_second: clock.tokens as f64 / clock.window_seconds.max(1e-12),
             tokens: update.tokens,
-            flops_per_second: clock.flops / clock.window_seconds.max(1e-12),
+            flops_per_second,
+            peak_fraction: self.peak.map(|p| flops_per_second / p),
             epoch: epoch as f64 + index as f64 / self.data.train.epoch_len(epoch) as f64,
             data_wait: clock.waited / clock.seconds.max(1e-12),
             skipped: self.trainer.skipped(),
             dev: self.last_dev,
             memory: rss(),
+            peak_memory: peak_rss(),
             eta_seconds: elapsed / done.max(1.0) * (total - update.step) as f64,
         }
     }

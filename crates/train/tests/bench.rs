@@ -57,6 +57,10 @@ fn arithmetic_is_that_of_the_definition() {
     let forward = tokens * (layers * 2.0 * 12.0 * d * d + 2.0 * d * 211.0) + layers * 4.0 * d * seen;
     assert_eq!(report.flops, 2.0 * 3.0 * forward);
     assert_eq!(report.tokens, 26);
+    // And so is what the operations counted themselves.
+    assert_eq!(report.operations.iter().map(|e| e.flops).sum::<f64>(), report.flops);
+    let spent: f64 = report.operations.iter().map(|e| e.seconds).sum();
+    assert!(spent > 0.0 && spent <= report.seconds[0]);
     // Of a classified sequence: full attention, the pooler and two classes of the first token.
     let m = model("bert-tiny", Objective::Classification);
     let batch = natural_batch(Objective::Classification, &lines, 0).unwrap();

@@ -289,6 +289,7 @@ fn a_run_has_what_the_contract_says_and_learns() {
             .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents."));
         assert_eq!(events.count(), 1);
         assert!(log.steps.iter().all(|s| s.tokens_per_second > 0.0 && s.flops_per_second > 0.0));
+        assert!(log.steps.iter().all(|s| s.peak_fraction.unwrap() > 0.0 && (0.0..=1.0).contains(&s.data_wait)));
     }
 }
 

@@ -1,6 +1,8 @@
 //! `genus bench`: speed beside the machine's ceilings.
 
-use std::io::Write;
+mod compare;
+mod print;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -17,19 +19,32 @@ use super::labelled;
 use crate::Context;
 use crate::global::Global;
 use crate::model;
-use crate::progress::{bytes, grouped, short_count};
 use crate::report::{Usage, json_line};
 
 /// Measure training steps, forward passes, reading prompts or decoding, beside the machine's ceilings.
 ///
 /// Ceilings are taken in the same run with the same threads: multiply-adds in registers, and reading memory. Operations are those of the matrix
-/// products that the definition needs; a training step counts three times its forward pass.
+/// products that the definition needs; a training step counts three times its forward pass. Where the time went is told per kind of operation.
+#[derive(Debug, clap::Args)]
+#[command(arg_required_else_help = true)]
+pub(crate) struct Bench {
+    /// Repeat the measurement of this file, which --json wrote, and tell whether it has become slower than the spread of the runs explains.
+    ///
+    /// Exit code 3 when time or memory regressed, 0 when not. The file says what is run, so no other argument is needed.
+    #[arg(long, value_name = "BASELINE.json")]
+    compare: Option<PathBuf>,
+    #[command(subcommand)]
+    workload: Option<Workload>,
+}
+
+/// What is measured.
 #[derive(Debug, clap::Subcommand)]
-pub(crate) enum Bench {
+enum Workload {
     Train(TrainBench),
     Forward(ForwardBench),
     Prefill(PrefillBench),
     Decode(DecodeBench),
+    Tokenize(TokenizeBench),
 }
 
 /// What is measured, and how often.
@@ -137,6 +152,23 @@ pub(crate) struct DecodeBench {
     new_tokens: usize,
 }
 
+/// Tokenising a text file, line by line, on all threads.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TokenizeBench {
+    /// Folder or hub id with a tokenizer, or bytes.
+    #[arg(value_name = "TOKENIZER")]
+    tokenizer: String,
+    /// Text file.
+    #[arg(long, value_name = "FILE")]
+    lines: PathBuf,
+    /// Runs that are timed; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+    /// Runs before them that are not.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warm_up: usize,
+}
+
 impl Subject {
     fn runs(&self) -> Runs {
         Runs { warm_up: self.warm_up, timed: self.runs }
@@ -170,6 +202,37 @@ impl Rows {
 
 impl Bench {
     pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
+        match (self.workload, &self.compare) {
+            (Some(workload), None) => {
+                let result = workload.run(context)?;
+                let arguments = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned());
+                let report = result.report.repeated_by(arguments.filter(|a| a != "--json").collect());
+                if context.json {
+                    json_line(&report)
+                } else {
+                    print::report(&report, &result.measured, result.parameters)
+                }
+            }
+            (None, Some(baseline)) => compare::run(baseline, context),
+            (Some(_), Some(_)) => {
+                Err(Usage("--compare repeats what its file says: leave the workload out".into()).into())
+            }
+            (None, None) => {
+                Err(Usage("nothing to measure: train, forward, prefill, decode, or --compare FILE".into()).into())
+            }
+        }
+    }
+}
+
+/// A measurement that was taken.
+struct Taken {
+    report: Report,
+    measured: Measured,
+    parameters: Option<u64>,
+}
+
+impl Workload {
+    fn run(self, context: &Context) -> anyhow::Result<Taken> {
         let global = &context.global()?;
         let (subject, model, workload, measured) = match self {
             Self::Train(b) => b.measure(global)?,
@@ -185,10 +248,22 @@ impl Bench {
                 let workload = format!("decode {}x{} after {}", b.batch, b.new_tokens, b.prompt_tokens);
                 (b.subject, model, workload, measured)
             }
+            Self::Tokenize(b) => return b.measure(),
         };
         // After the workload, so that their memory is not the workload's.
-        let report = Report::new(&subject.model, &model, workload, &measured, Ceilings::measure());
-        if context.json { json_line(&report) } else { print(&report, &measured, model.count()) }
+        let report = Report::new(&subject.model, Some(&model), workload, &measured, Ceilings::measure());
+        Ok(Taken { report, measured, parameters: Some(model.count()) })
+    }
+}
+
+impl TokenizeBench {
+    fn measure(self) -> anyhow::Result<Taken> {
+        let tokenizer = super::tokenizer::open(&self.tokenizer)?;
+        let lines = read_lines(&self.lines)?;
+        let measured = bench::tokenize(&tokenizer, &lines, Runs { warm_up: self.warm_up, timed: self.runs })?;
+        let workload = format!("tokenize {} lines", lines.len());
+        let report = Report::new(&self.tokenizer, None, workload, &measured, Ceilings::measure());
+        Ok(Taken { report, measured, parameters: None })
     }
 }
 
@@ -249,6 +324,7 @@ impl TrainBench {
             flops: r.flops,
             seconds: r.seconds,
             peak_rss_bytes: r.peak_rss_bytes,
+            operations: r.operations,
             ..Measured::default()
         };
         Ok((self.subject, model, workload, measured))
@@ -279,61 +355,4 @@ impl ForwardBench {
         let measured = bench::forward(&model, batch, context, runs)?;
         Ok((self.subject, model, format!("forward {batch}x{context}"), measured))
     }
-}
-
-/// The figures on one screen, each beside what it is measured against.
-fn print(report: &Report, measured: &Measured, parameters: u64) -> anyhow::Result<()> {
-    let mut out = anstream::stdout().lock();
-    writeln!(
-        out,
-        "\x1b[1m{}\x1b[0m of {} ({} parameters), {}, {} thread{}, {}",
-        report.workload,
-        report.model,
-        grouped(parameters),
-        report.precision,
-        report.threads,
-        if report.threads == 1 { "" } else { "s" },
-        report.kernel_level
-    )?;
-    let seconds: Vec<String> = report.seconds.iter().map(|s| format!("{s:.3}")).collect();
-    writeln!(
-        out,
-        "tokens/s     {:>12}   {} tokens in {:.4} s, the median of {}",
-        short(report.tokens_per_second),
-        grouped(measured.tokens as u64),
-        measured.median(),
-        seconds.join(" ")
-    )?;
-    writeln!(
-        out,
-        "GFLOP/s      {:>12.1}   {:.0} % of {:.1}, multiply-adds in registers; {} operations a token",
-        report.flops_per_second / 1e9,
-        100.0 * report.flops_per_second / report.ceiling_flops_per_second,
-        report.ceiling_flops_per_second / 1e9,
-        short_count(measured.flops / measured.tokens.max(1) as f64)
-    )?;
-    match report.bytes_per_second {
-        Some(b) => writeln!(
-            out,
-            "GB/s         {:>12.1}   {:.0} % of {:.1}, reading memory; weights read once a step",
-            b / 1e9,
-            100.0 * b / report.ceiling_bytes_per_second,
-            report.ceiling_bytes_per_second / 1e9
-        )?,
-        None => {
-            writeln!(out, "reading      {:>12.1}   GB/s, the ceiling of memory", report.ceiling_bytes_per_second / 1e9)?
-        }
-    }
-    if let Some(tokenizing) = &report.tokenizing_seconds {
-        let share = tokenizing.iter().sum::<f64>() / report.seconds.iter().sum::<f64>();
-        writeln!(out, "tokenising   {:>11.1}%   of the time", 100.0 * share)?;
-    }
-    if let Some(peak) = report.peak_rss_bytes {
-        writeln!(out, "memory       {:>12}   at most, the weights' included", bytes(peak))?;
-    }
-    Ok(())
-}
-
-fn short(x: f64) -> String {
-    if x < 1000.0 { format!("{x:.1}") } else { short_count(x) }
 }

@@ -26,7 +26,6 @@ pub(crate) enum Command {
     Convert(convert::Convert),
     #[command(subcommand)]
     Tokenizer(tokenizer::TokenizerCommand),
-    #[command(subcommand)]
     Bench(bench::Bench),
 }
 

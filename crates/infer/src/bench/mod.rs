@@ -1,8 +1,10 @@
 //! Measurements of forward passes, prompts and decoding, beside the machine's ceilings.
 
+mod compare;
 mod report;
 
-pub use report::{Ceilings, Measured, Report, measure};
+pub use compare::{Change, Comparison, compare};
+pub use report::{Ceilings, ELSE, Measured, Report, Share, measure};
 
 use crate::embed::{EmbedOptions, embed_ids, encode_lines};
 use crate::{Engine, Error, GenerateOptions, Request, Result};
@@ -101,6 +103,24 @@ pub fn lines(
     Ok(Measured { tokenizing_seconds: Some(counted), ..measured.work(tokens, flops) })
 }
 
+/// Tokenising of lines, special tokens included, on all threads of rayon's pool. Bytes are those of the text.
+///
+/// # Errors
+/// When the tokenizer fails.
+pub fn tokenize(tokenizer: &Tokenizer, lines: &[String], runs: Runs) -> Result<Measured> {
+    positive("lines", lines.len())?;
+    let mut tokens = 0;
+    let measured = measure(runs, || {
+        let start = Instant::now();
+        let ids = tokenizer.encode_batch(lines, true)?;
+        let elapsed = start.elapsed();
+        tokens = ids.iter().map(Vec::len).sum();
+        Ok(elapsed)
+    })?;
+    let bytes = lines.iter().map(String::len).sum::<usize>() as f64;
+    Ok(Measured { bytes: Some(bytes), ..measured.work(tokens, 0.0) })
+}
+
 /// The time from a prompt of random tokens to the first new one. Tokens are the prompt's.
 ///
 /// # Errors
@@ -134,10 +154,12 @@ pub fn decode(model: &Model, batch: usize, prompt_tokens: usize, new_tokens: usi
     let bytes = weights_read(model) as f64 * new_tokens as f64;
     let measured = measure(runs, || {
         let mut running = engine.batch();
-        for i in 0..batch {
-            running.add(&Request { prompt: ids(model, prompt_tokens, i as u64), options: options.clone() })?;
-        }
-        running.step()?;
+        genus_ops::profile::paused(|| {
+            for i in 0..batch {
+                running.add(&Request { prompt: ids(model, prompt_tokens, i as u64), options: options.clone() })?;
+            }
+            running.step()
+        })?;
         let start = Instant::now();
         while !running.is_empty() {
             for (_, event) in running.step()? {
@@ -184,10 +206,13 @@ mod tests {
         let m = forward(&gpt2, 2, 5, runs).unwrap();
         assert_eq!((m.tokens, m.seconds.len(), m.bytes), (10, 3, None));
         assert_eq!(m.flops, gpt2.flops(&Spans::from_lengths([5, 5]), 10).forward);
+        assert_eq!(m.operations.iter().map(|e| e.flops).sum::<f64>(), 3.0 * m.flops);
         let m = prefill(&gpt2, 16, runs).unwrap();
         assert_eq!((m.tokens, m.flops), (16, gpt2.flops(&Spans::single(16), 1).forward));
         let m = decode(&gpt2, 3, 4, 6, runs).unwrap();
         assert_eq!(m.tokens, 18);
+        // Every product of the six steps, none of the prompts'.
+        assert_eq!(m.operations.iter().map(|e| e.flops).sum::<f64>(), 3.0 * m.flops);
         // All weights but the position table, six times.
         assert_eq!(m.bytes, Some((6 * 4 * (gpt2.count() - 16 * 24)) as f64));
         let bert = tiny("bert-tiny", Task::Base);
@@ -195,6 +220,8 @@ mod tests {
         let text = ["a b".to_owned(), "abcdefghijklmnopqrstuvwxyz".to_owned()];
         let m = lines(&bert, &tokenizer, &text, &EmbedOptions::default(), runs).unwrap();
         assert_eq!((m.tokens, m.tokenizing_seconds.unwrap().len()), (3 + 16, 3));
+        let m = tokenize(&tokenizer, &text, runs).unwrap();
+        assert_eq!((m.tokens, m.bytes, m.flops, m.seconds.len()), (3 + 26, Some(29.0), 0.0, 3));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use super::{Runs, Timed};
 use crate::{Error, Result};
 use genus_models::Model;
-use serde::Serialize;
+use genus_ops::profile::{self, Entry};
+use serde::{Deserialize, Serialize};
 
 /// A workload's work and times.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,6 +21,8 @@ pub struct Measured {
     pub tokenizing_seconds: Option<Vec<f64>>,
     /// The largest resident memory while the workload ran; `None` where the system does not tell.
     pub peak_rss_bytes: Option<u64>,
+    /// Where the time of all timed runs went.
+    pub operations: Vec<Entry>,
 }
 
 impl Measured {
@@ -33,9 +36,49 @@ impl Measured {
     pub fn median(&self) -> f64 {
         median(&self.seconds)
     }
+
+    /// Where the time of a run went, on average: operations in the order of their time, then what was none of them.
+    pub fn operations(&self) -> Vec<Share> {
+        let (runs, whole) = (self.seconds.len().max(1) as f64, self.seconds.iter().sum::<f64>());
+        if self.operations.is_empty() || whole <= 0.0 {
+            return Vec::new();
+        }
+        let share = |name: &str, seconds: f64, flops: f64, calls: u64| Share {
+            name: name.to_owned(),
+            seconds: seconds / runs,
+            share: seconds / whole,
+            flops_per_second: (flops > 0.0 && seconds > 0.0).then(|| flops / seconds),
+            calls: calls as f64 / runs,
+        };
+        let mut all: Vec<Share> =
+            self.operations.iter().map(|e| share(e.operation.name(), e.seconds, e.flops, e.calls)).collect();
+        all.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        let known: f64 = self.operations.iter().map(|e| e.seconds).sum();
+        all.push(share(ELSE, (whole - known).max(0.0), 0.0, 0));
+        all
+    }
 }
 
-fn median(seconds: &[f64]) -> f64 {
+/// The name of what is no operation: allocation, the tape, sampling, tokenising, waiting.
+pub const ELSE: &str = "everything else";
+
+/// One kind of operation's part in a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// Its name.
+    pub name: String,
+    /// Seconds of a run, the average of the timed ones.
+    pub seconds: f64,
+    /// Part of the whole time.
+    pub share: f64,
+    /// Speed while it ran, where it is made of matrix products.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flops_per_second: Option<f64>,
+    /// How often a run called it.
+    pub calls: f64,
+}
+
+pub(super) fn median(seconds: &[f64]) -> f64 {
     let mut sorted = seconds.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -58,8 +101,9 @@ pub fn measure(runs: Runs, mut f: impl FnMut() -> Timed) -> Result<Measured> {
     for _ in 0..runs.warm_up {
         f()?;
     }
-    let seconds = (0..runs.timed).map(|_| Ok(f()?.as_secs_f64())).collect::<Result<Vec<f64>>>()?;
-    Ok(Measured { seconds, peak_rss_bytes: peak(), ..Default::default() })
+    let (seconds, operations) =
+        profile::record(|| (0..runs.timed).map(|_| Ok(f()?.as_secs_f64())).collect::<Result<Vec<f64>>>());
+    Ok(Measured { seconds: seconds?, operations, peak_rss_bytes: peak(), ..Default::default() })
 }
 
 /// Sets `VmHWM` back to the present size; needs Linux 4.0. Without it the mark is the process's largest size so far, which is
@@ -95,7 +139,7 @@ impl Ceilings {
 }
 
 /// A measurement as `genus bench --json` prints it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// What was measured.
     pub workload: String,
@@ -112,26 +156,39 @@ pub struct Report {
     /// All runs.
     pub seconds: Vec<f64>,
     /// The part of `seconds` that tokenising took.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizing_seconds: Option<Vec<f64>>,
     /// Largest resident memory of the workload.
     pub peak_rss_bytes: Option<u64>,
     /// Of the median run.
     pub flops_per_second: f64,
-    /// Of the median run; decoding only.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Of the median run: weights read (decoding), or text tokenised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<f64>,
     /// See [`Ceilings`].
     pub ceiling_flops_per_second: f64,
     /// See [`Ceilings`].
     pub ceiling_bytes_per_second: f64,
+    /// Where the time of a run went.
+    #[serde(default)]
+    pub operations: Vec<Share>,
+    /// The arguments that the measurement was started with: what [`compare`](super::compare) repeats.
+    #[serde(default)]
+    pub arguments: Vec<String>,
 }
 
 impl Report {
-    /// A report of what was measured; `name` is the preset or folder, `workload` says what was run.
-    pub fn new(name: &str, model: &Model, workload: impl Into<String>, m: &Measured, ceilings: Ceilings) -> Self {
+    /// A report of what was measured; `name` is the preset or folder, `workload` says what was run. Without a model (where text
+    /// was tokenised), the precision is `-`.
+    pub fn new(
+        name: &str,
+        model: Option<&Model>,
+        workload: impl Into<String>,
+        m: &Measured,
+        ceilings: Ceilings,
+    ) -> Self {
         let median = m.median();
-        let dtype = model.params().first().map_or("f32", |p| p.tensor().dtype().as_str());
+        let dtype = model.map_or("-", |m| m.params().first().map_or("f32", |p| p.tensor().dtype().as_str()));
         Report {
             workload: workload.into(),
             model: name.to_owned(),
@@ -146,7 +203,15 @@ impl Report {
             bytes_per_second: m.bytes.map(|b| b / median),
             ceiling_flops_per_second: ceilings.flops_per_second,
             ceiling_bytes_per_second: ceilings.bytes_per_second,
+            operations: m.operations(),
+            arguments: Vec::new(),
         }
+    }
+
+    /// With the arguments that repeat the measurement.
+    #[must_use]
+    pub fn repeated_by(self, arguments: Vec<String>) -> Self {
+        Report { arguments, ..self }
     }
 }
 
@@ -154,6 +219,21 @@ impl Report {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn shares_add_up_to_the_whole() {
+        use genus_ops::profile::Operation::{LinearForward, Norm};
+        let entry = |operation, seconds, flops| Entry { operation, seconds, flops, calls: 6 };
+        let operations = vec![entry(Norm, 1.0, 0.0), entry(LinearForward, 2.0, 8e9)];
+        let m = Measured { seconds: vec![2.0, 2.0], operations, ..Measured::default() };
+        let shares = m.operations();
+        let names: Vec<&str> = shares.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["linear forward", "norm, residual", ELSE]);
+        assert_eq!(shares.iter().map(|s| s.share).collect::<Vec<_>>(), [0.5, 0.25, 0.25]);
+        assert_eq!((shares[0].seconds, shares[0].flops_per_second, shares[0].calls), (1.0, Some(4e9), 3.0));
+        assert_eq!((shares[1].flops_per_second, shares[2].seconds), (None, 0.5));
+        assert!(Measured { seconds: vec![1.0], ..Measured::default() }.operations().is_empty());
+    }
 
     #[test]
     fn medians() {

@@ -12,6 +12,7 @@ use crate::array::{Rows, SendPtr};
 use crate::gemm::micro::{Start, group, multiply};
 use crate::linear::cpu::{lanes, load, store};
 use crate::pool;
+use crate::profile::{Operation, running_with};
 use crate::rng::{Key, drop_row};
 use crate::simd::{Simd, kernel, math};
 use std::cell::RefCell;
@@ -248,6 +249,12 @@ unsafe fn forward_block<S: Simd>(
 kernel!(unsafe fn forward_kernel(spec: &AttentionSpec, s: &Sequence, q: Rows, head: usize, i0: usize, m: usize,
     dropout: Option<(Key, f32)>, out: *mut f32, ldo: usize, lse: *mut f32, scratch: &mut Scratch) = forward_block);
 
+/// Floating-point operations of the forward pass's two products, on the keys that are seen.
+fn flops(spec: &AttentionSpec, seqs: &[Sequence]) -> f64 {
+    let seen = |s: &Sequence| (0..s.nq).map(|i| s.visible(spec.mask, i).len()).sum::<usize>();
+    4.0 * (spec.n_heads * spec.d_head) as f64 * seqs.iter().map(seen).sum::<usize>() as f64
+}
+
 /// Attention of all sequences: `out` `[n, n_heads * d_head]`, and for the backward pass the logarithm of every query's sum of
 /// exponentials in `lse` `[n, n_heads]`.
 ///
@@ -264,6 +271,7 @@ pub(crate) unsafe fn forward(
     let (h, d) = (spec.n_heads, spec.d_head);
     let n = out.len() / (h * d);
     assert!(seqs.iter().all(|s| s.q0 + s.nq <= n) && lse.as_ref().is_none_or(|l| l.len() == n * h));
+    let _running = running_with(Operation::AttentionForward, || flops(spec, seqs));
     let mut blocks: Vec<(usize, usize)> = Vec::new();
     for (i, s) in seqs.iter().enumerate() {
         // Late queries of a causal sequence see the most keys: they come first, so that the threads end together.
@@ -419,6 +427,7 @@ pub(crate) unsafe fn backward(
     // SAFETY: as above.
     unsafe impl Sync for Shared<'_> {}
     let shared = Shared(b);
+    let _running = running_with(Operation::AttentionBackward, || 2.0 * flops(spec, seqs));
     let mut order: Vec<usize> = (0..seqs.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(seqs[i].nq * seqs[i].nk));
     let heads = spec.n_kv_heads;

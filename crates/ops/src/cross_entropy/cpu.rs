@@ -9,6 +9,7 @@ use crate::array::{SendPtr, uninit};
 use crate::linear::Layout;
 use crate::linear::cpu::{Sizes, column_sums, forward as project, input_gradient, lanes, load, store, weight_gradient};
 use crate::pool;
+use crate::profile::{Operation, running};
 use crate::rows::cpu::gather;
 use crate::simd::{Simd, kernel, math};
 
@@ -111,6 +112,7 @@ kernel!(unsafe fn row_kernel(logits: &mut [f32], target: usize, smoothing: f64, 
 
 /// `scale * sum over the rows with a target of the loss`.
 pub(crate) fn forward(h: &Head<'_>, x: &[f32], targets: &[i32], mut wanted: Wanted<'_>) -> f64 {
+    let _running = running(Operation::CrossEntropy, 0.0);
     let (d, vocab) = (h.d, h.vocab);
     assert!(x.len() == targets.len() * d && h.weight.len() == d * vocab);
     assert!(h.bias.is_none_or(|b| b.len() == vocab));

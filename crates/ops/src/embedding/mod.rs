@@ -5,6 +5,7 @@ pub(crate) mod definition;
 
 use crate::array::{tensor, uninit, with_slice};
 use crate::linear::matrix;
+use crate::profile::{Operation, running};
 use crate::rng::Key;
 use crate::rows::cpu::{drop_in_place, scatter_add};
 use crate::{Error, Result, Tape, Tensor, Value};
@@ -46,6 +47,7 @@ pub fn embedding(tape: &Tape, parts: &[(&Value, &[u32])], dropout: f32) -> Resul
 }
 
 fn kernel(tape: &Tape, parts: &[(&Value, &[u32])], d: usize, drop: Option<(Key, f32)>) -> Result<Value> {
+    let _running = running(Operation::Embedding, 0.0);
     let n = parts[0].1.len();
     let mut y = uninit(n * d);
     for (i, (table, ids)) in parts.iter().enumerate() {
@@ -58,6 +60,7 @@ fn kernel(tape: &Tape, parts: &[(&Value, &[u32])], d: usize, drop: Option<(Key, 
     let tables: Vec<_> =
         parts.iter().map(|(t, ids)| (t.target(), t.dims().to_vec(), ids.to_vec())).filter(|t| t.0.is_some()).collect();
     Ok(tape.push(&inputs, tensor(y, &[n, d])?, move |g, grads| {
+        let _running = running(Operation::Embedding, 0.0);
         let g = match drop {
             Some(drop) => {
                 let mut g = with_slice(&g, <[f32]>::to_vec)?;

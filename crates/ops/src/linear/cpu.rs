@@ -6,6 +6,7 @@ use super::Layout;
 use crate::activation::{GELU_CUBIC, GELU_TANH};
 use crate::array::SendPtr;
 use crate::gemm::{Epilogue, Init, Mat, gemm, gemm_then};
+use crate::profile::{Operation, running};
 use crate::simd::{Simd, kernel, math};
 use crate::{Activation, pool};
 
@@ -152,6 +153,13 @@ pub(crate) struct Sizes {
     pub d_out: usize,
 }
 
+impl Sizes {
+    /// Floating-point operations of one product: `2 n d_in d_out`.
+    pub fn flops(self) -> f64 {
+        2.0 * self.n as f64 * self.d_in as f64 * self.d_out as f64
+    }
+}
+
 /// `y = f(x W + b)`; the pre-activation goes to `pre` if given.
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn forward(
@@ -193,6 +201,7 @@ pub(crate) unsafe fn forward_then<E: Epilogue>(
 ) {
     let Sizes { n, d_in, d_out } = s;
     assert!(x.len() == n * d_in && bias.is_none_or(|b| b.len() == d_out));
+    let _running = running(Operation::LinearForward, s.flops());
     let init = bias.map_or(Init::Zero, Init::Bias);
     let (a, b) = (Mat::rows(x.as_ptr(), d_in), weight(w, layout, d_in, d_out));
     // SAFETY: sizes checked here and in `weight`; the rest is the caller's promise.
@@ -220,6 +229,7 @@ pub(crate) unsafe fn input_gradient_then<E: Epilogue>(
 ) {
     let Sizes { n, d_in, d_out } = s;
     assert!(dy.len() == n * d_out && dx.len() == n * d_in);
+    let _running = running(Operation::LinearInput, s.flops());
     let (a, b) = (Mat::rows(dy.as_ptr(), d_out), weight(w, layout, d_in, d_out).t());
     // SAFETY: sizes checked here and in `weight`; the epilogue is the caller's promise.
     unsafe { gemm_then(n, d_in, d_out, a, b, dx.as_mut_ptr(), d_in, Init::accumulate(accumulate), then) }
@@ -229,6 +239,7 @@ pub(crate) unsafe fn input_gradient_then<E: Epilogue>(
 pub(crate) fn weight_gradient(s: Sizes, x: &[f32], dy: &[f32], layout: Layout, dw: &mut [f32], accumulate: bool) {
     let Sizes { n, d_in, d_out } = s;
     assert!(x.len() == n * d_in && dy.len() == n * d_out && dw.len() == d_in * d_out);
+    let _running = running(Operation::LinearWeight, s.flops());
     let (x, dy) = (Mat::rows(x.as_ptr(), d_in), Mat::rows(dy.as_ptr(), d_out));
     let init = Init::accumulate(accumulate);
     // SAFETY: sizes checked above.
@@ -256,6 +267,7 @@ kernel!(unsafe fn slope_kernel(f: Activation, pre: &[f32], dy: &[f32], out: &mut
 /// `out = dy * f'(pre)`.
 pub(crate) fn activation_gradient(f: Activation, pre: &[f32], dy: &[f32], out: &mut [f32]) {
     assert!(pre.len() == dy.len() && pre.len() == out.len());
+    let _running = running(Operation::LinearOther, 0.0);
     let to = SendPtr(out.as_mut_ptr());
     pool::run_chunks(pre.len(), 1 << 14, |r| {
         // SAFETY: chunks are disjoint parts of `out`; all lengths agree.
@@ -291,6 +303,7 @@ kernel!(unsafe fn sum_columns_kernel(
 pub(crate) fn column_sums(x: &[f32], n: usize, out: &mut [f32], accumulate: bool) {
     let d = out.len();
     assert_eq!(x.len(), n * d);
+    let _running = running(Operation::LinearOther, 0.0);
     let to = SendPtr(out.as_mut_ptr());
     pool::run_chunks(d, 64, |r| {
         // SAFETY: chunks of columns are disjoint parts of `out`.

@@ -5,6 +5,7 @@
 use crate::array::SendPtr;
 use crate::linear::cpu::{lanes, load, store};
 use crate::pool;
+use crate::profile::{Operation, running};
 use crate::rng::{Key, drop_row};
 use crate::simd::{Simd, kernel};
 
@@ -137,6 +138,7 @@ pub(crate) fn forward(
     if d == 0 || x.is_empty() {
         return;
     }
+    let _running = running(Operation::Norm, 0.0);
     let n = x.len() / d;
     assert!(x.len() == n * d && y.len() == n * d && stats.len() == 2 * n && s.weight.len() == d);
     assert!(s.bias.is_none_or(|b| b.len() == d));
@@ -160,6 +162,7 @@ pub(crate) fn residual(d: usize, x: &[f32], branch: &[f32], dropout: Option<(Key
     if d == 0 {
         return;
     }
+    let _running = running(Operation::Norm, 0.0);
     let n = x.len() / d;
     assert!(x.len() == n * d && branch.len() == n * d && out.len() == n * d);
     let to = SendPtr(out.as_mut_ptr());
@@ -243,6 +246,7 @@ pub(crate) fn backward(
     if d == 0 || sum.is_empty() {
         return (Vec::new(), Vec::new());
     }
+    let _running = running(Operation::Norm, 0.0);
     let n = sum.len() / d;
     assert!(sum.len() == n * d && stats.len() == 2 * n && up.y.len() == n * d && dsum.len() == n * d);
     assert!(up.sum.is_none_or(|g| g.len() == n * d) && s.weight.len() == d);
@@ -267,6 +271,7 @@ pub(crate) fn backward(
 
 /// `out (+)= sum of the blocks`, in order.
 pub(crate) fn combine(partial: &[f32], out: &mut [f32], accumulate: bool) {
+    let _running = running(Operation::Norm, 0.0);
     if !accumulate {
         out.fill(0.0);
     }

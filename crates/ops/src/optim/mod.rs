@@ -4,6 +4,7 @@ pub(crate) mod cpu;
 pub(crate) mod definition;
 
 use crate::array::{on_kernel, with_slice, with_slice_mut};
+use crate::profile::{Operation, running};
 use crate::{Param, Result, Tensor};
 
 /// AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2) for one update of one parameter.
@@ -53,6 +54,7 @@ impl Moments {
 /// When the moments do not fit the parameter.
 pub fn adamw(param: &Param, moments: &mut Moments, hyper: &AdamW) -> Result<()> {
     let Some(grad) = param.grad() else { return Ok(()) };
+    let _running = running(Operation::Optimizer, 0.0);
     let value = param.tensor();
     let all = [&value, &grad, &moments.first, &moments.second];
     if all.iter().all(|t| on_kernel(t) && t.is_contiguous() && t.dims() == value.dims()) {
@@ -76,6 +78,7 @@ pub fn adamw(param: &Param, moments: &mut Moments, hyper: &AdamW) -> Result<()> 
 /// # Errors
 /// When a gradient cannot be read.
 pub fn grad_norm<'a>(params: impl IntoIterator<Item = &'a Param>) -> Result<f64> {
+    let _running = running(Operation::Optimizer, 0.0);
     let mut sum = 0.0;
     for p in params {
         if let Some(g) = p.grad() {

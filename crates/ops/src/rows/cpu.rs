@@ -4,6 +4,7 @@
 
 use crate::array::SendPtr;
 use crate::pool;
+use crate::profile::{Operation, running};
 use crate::rng::{Key, drop_row};
 use crate::simd::{Simd, kernel};
 
@@ -18,6 +19,7 @@ kernel!(unsafe fn drop_kernel(key: Key, p: f32, d: usize, row0: usize, x: &mut [
 
 /// Multiplies `x` (`[n, d]`) by the factors of dropout, in place.
 pub(crate) fn drop_in_place(x: &mut [f32], d: usize, (key, p): (Key, f32)) {
+    let _running = running(Operation::Rows, 0.0);
     if d == 0 {
         return;
     }
@@ -31,6 +33,7 @@ pub(crate) fn drop_in_place(x: &mut [f32], d: usize, (key, p): (Key, f32)) {
 
 /// `out[i] = x[indices[i]]`, rows of `d`.
 pub(crate) fn gather(x: &[f32], d: usize, indices: &[u32], out: &mut [f32]) {
+    let _running = running(Operation::Rows, 0.0);
     assert_eq!(out.len(), indices.len() * d);
     let to = SendPtr(out.as_mut_ptr());
     pool::run_chunks(indices.len(), 128, |r| {
@@ -44,6 +47,7 @@ pub(crate) fn gather(x: &[f32], d: usize, indices: &[u32], out: &mut [f32]) {
 
 /// `out[indices[i]] += g[i]`, rows of `d`, in the order of `i`: each task takes some columns of all rows.
 pub(crate) fn scatter_add(g: &[f32], d: usize, indices: &[u32], out: &mut [f32]) {
+    let _running = running(Operation::Rows, 0.0);
     assert_eq!(g.len(), indices.len() * d);
     let rows = out.len() / d.max(1);
     assert!(indices.iter().all(|&i| (i as usize) < rows));

@@ -5,6 +5,7 @@ pub(crate) mod definition;
 
 use crate::array::{on_kernel, tensor, uninit, with_slice};
 use crate::linear::matrix;
+use crate::profile::{Operation, running};
 use crate::{Error, Result, Tape, Tensor, Value};
 
 /// Dropout: every element is 0 with probability `p`, else multiplied by `1 / (1 - p)` (Srivastava et al. 2014).
@@ -98,6 +99,7 @@ pub fn weighted_sum(tape: &Tape, terms: &[(&Value, f64)]) -> Result<Value> {
 /// # Errors
 /// When the rows do not exist or the widths differ.
 pub fn copy_rows(target: &Tensor, at: usize, source: &Tensor, from: usize, count: usize) -> Result<()> {
+    let _running = running(Operation::Rows, 0.0);
     const OP: &str = "copy rows";
     let ((n, d), (rows, width)) = (source.dims2()?, target.dims2()?);
     if width != d || from + count > n || at + count > rows {

@@ -90,7 +90,12 @@ pub fn metrics(run: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let line = |l: &str| {
         let mut v: Value = serde_json::from_str(l).unwrap();
-        v.as_object_mut().unwrap().remove("tokens_per_second").unwrap();
+        let line = v.as_object_mut().unwrap();
+        for key in ["tokens_per_second", "flops_per_second", "peak_fraction", "data_wait"] {
+            assert!(line.remove(key).unwrap().as_f64().unwrap() >= 0.0, "{key}");
+        }
+        // Where the system does not tell, it is left out.
+        line.remove("peak_rss_bytes");
         v
     };
     text.lines().map(line).collect()
