@@ -53,6 +53,22 @@ impl Sequence {
         start / KEYS..last.end.div_ceil(KEYS)
     }
 
+    /// The queries of `i0 .. i0 + m` that may see a key of tile `t`, counted from `i0`; the first is a multiple of `group`. The others
+    /// see none: their scores need not be computed.
+    fn rows(&self, mask: Mask, t: usize, i0: usize, m: usize, group: usize) -> Range<usize> {
+        // Query `i` sees keys below `nk - nq + i + 1`, in a band of the last `window` of them.
+        let first = match mask {
+            Mask::Full => 0,
+            Mask::Causal | Mask::Band { .. } => (t * KEYS + self.nq).saturating_sub(self.nk),
+        };
+        let end = match mask {
+            Mask::Band { window } => ((t + 1) * KEYS + self.nq + window).saturating_sub(self.nk + 1),
+            Mask::Full | Mask::Causal => usize::MAX,
+        };
+        let (first, end) = (first.saturating_sub(i0).min(m), end.saturating_sub(i0).min(m));
+        first / group * group..end
+    }
+
     /// The columns of tile `t` that query `i` sees.
     fn columns(&self, mask: Mask, i: usize, t: usize) -> Range<usize> {
         let r = self.visible(mask, i);
@@ -90,9 +106,31 @@ impl Scratch {
     }
 }
 
-/// Packs `rows` rows of width `d`, times `scale`, in groups for [`multiply`] (`ARS` 1, `AKS` the group's size).
+/// Distance of copied rows of queries, for heads of at most [`NARROW`]; not a multiple of the L1 cache's 4 KiB.
+const STRIDE: usize = 144;
+/// Heads up to this width are copied row by row; wider ones are packed in groups of rows.
+const NARROW: usize = 128;
+
+/// Where row `i`, a multiple of the group, begins in the copy that [`pack_rows`] makes.
+fn packed_at(i: usize, d: usize) -> usize {
+    i * if d <= NARROW { STRIDE } else { d }
+}
+
+/// Copies `rows` rows of width `d`, times `scale`, for [`packed_times`].
 #[inline(always)]
 unsafe fn pack_rows<S: Simd>(src: Rows, rows: usize, d: usize, scale: f32, dst: &mut [f32]) {
+    assert!(dst.len() >= packed_at(rows.next_multiple_of(group::<S>()), d));
+    if d <= NARROW {
+        for i in 0..rows {
+            // SAFETY: the rows exist, and the copy has room for them.
+            unsafe {
+                let factor = S::splat(scale);
+                let (from, to) = (src.ptr.add(i * src.stride), dst.as_mut_ptr().add(i * STRIDE));
+                lanes!(S, d, |at, len| { store::<S>(to.add(at), S::mul(factor, load::<S>(from.add(at), len)), len) });
+            }
+        }
+        return;
+    }
     let g = group::<S>();
     for i in 0..rows {
         let to = i / g * g * d + i % g;
@@ -146,14 +184,16 @@ unsafe fn columns_times<S: Simd>(m: usize, n: usize, k: usize, p: &[f32], b: Row
     }
 }
 
-/// `c [m, KEYS] = A B` for packed rows `A` of depth `k` and a transposed tile `B`.
+/// `c [m, KEYS] = A B` for rows `A` of depth `k` as [`pack_rows`] copied them, and a transposed tile `B`.
 #[inline(always)]
 unsafe fn packed_times<S: Simd>(m: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
     // SAFETY: the caller's shapes.
     unsafe {
-        let next = group::<S>() * k;
         let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-        if S::LANES == 16 {
+        let next = packed_at(group::<S>(), k);
+        if k <= NARROW {
+            multiply::<S, STRIDE, 1>(m, KEYS, k, a, next, b, KEYS, true, c, KEYS, Start::Zero);
+        } else if S::LANES == 16 {
             multiply::<S, 1, 12>(m, KEYS, k, a, next, b, KEYS, true, c, KEYS, Start::Zero);
         } else {
             multiply::<S, 1, 4>(m, KEYS, k, a, next, b, KEYS, true, c, KEYS, Start::Zero);
@@ -186,7 +226,7 @@ unsafe fn forward_block<S: Simd>(
     let kv = head / (spec.n_heads / spec.n_kv_heads) * d;
     let g = group::<S>();
     let mp = m.next_multiple_of(g);
-    let [qp, kt, p, o] = scratch.parts([mp * d, KEYS * d, mp * KEYS, m * d]);
+    let [qp, kt, p, o] = scratch.parts([packed_at(mp, d), KEYS * d, mp * KEYS, m * d]);
     let (mut most, mut sums) = ([LOWEST; QUERIES], [0f32; QUERIES]);
     o.fill(0.0);
     // SAFETY: rows and columns inside the sequence's and the head's.
@@ -194,9 +234,11 @@ unsafe fn forward_block<S: Simd>(
         pack_rows::<S>(part(q, s.q0 + i0, head * d), m, d, spec.scale, qp);
         for t in s.tiles(spec.mask, i0, i0 + m) {
             let width = s.width(t);
+            let rows = s.rows(spec.mask, t, i0, m, g);
+            let (r0, some) = (rows.start, rows.len());
             transpose_tile::<S>(part(s.k, t * KEYS, kv), width, d, kt);
-            packed_times::<S>(m, d, qp, kt, p);
-            for i in 0..m {
+            packed_times::<S>(some, d, &qp[packed_at(r0, d)..], kt, &mut p[r0 * KEYS..]);
+            for i in rows {
                 let seen = s.columns(spec.mask, i0 + i, t);
                 let row = &mut p[i * KEYS..(i + 1) * KEYS];
                 row[..seen.start].fill(f32::NEG_INFINITY);
@@ -232,7 +274,8 @@ unsafe fn forward_block<S: Simd>(
                     drop_row(key, stream, (t * KEYS) as u32, rate, row);
                 }
             }
-            rows_times::<S>(m, d, width, p, part(s.v, t * KEYS, kv), o.as_mut_ptr(), d);
+            let op = o.as_mut_ptr().add(r0 * d);
+            rows_times::<S>(some, d, width, &p[r0 * KEYS..], part(s.v, t * KEYS, kv), op, d);
         }
         for i in 0..m {
             let (sum, op) = (sums[i], o.as_ptr().add(i * d));
@@ -339,8 +382,15 @@ unsafe fn backward_head<S: Simd>(
     let kv = kv_head * d;
     let g = group::<S>();
     let padded = s.nq.next_multiple_of(QUERIES);
-    let [qp, gp, delta, kt, vt, p, ds] =
-        scratch.parts([padded * d, padded * d, s.nq, KEYS * d, KEYS * d, QUERIES * KEYS, QUERIES * KEYS]);
+    let [qp, gp, delta, kt, vt, p, ds] = scratch.parts([
+        packed_at(padded, d),
+        packed_at(padded, d),
+        s.nq,
+        KEYS * d,
+        KEYS * d,
+        QUERIES * KEYS,
+        QUERIES * KEYS,
+    ]);
     // SAFETY: rows and columns inside the sequence's and the heads'.
     unsafe {
         let clear = |to: RowsMut, rows: Range<usize>, col: usize, width: usize| {
@@ -375,10 +425,11 @@ unsafe fn backward_head<S: Simd>(
                     if !s.tiles(spec.mask, i0, i0 + m).contains(&t) {
                         continue;
                     }
-                    // Groups of packed rows start at multiples of the group, and QUERIES is one.
-                    debug_assert_eq!(i0 % g, 0);
-                    packed_times::<S>(m, d, &qp[i0 * d..], kt, p);
-                    packed_times::<S>(m, d, &gp[i0 * d..], vt, ds);
+                    // The queries of the block that see a key of the tile; QUERIES is a multiple of the group, so they are too.
+                    let rows = s.rows(spec.mask, t, i0, m, g);
+                    let (i0, m) = (i0 + rows.start, rows.len());
+                    packed_times::<S>(m, d, &qp[packed_at(i0, d)..], kt, p);
+                    packed_times::<S>(m, d, &gp[packed_at(i0, d)..], vt, ds);
                     for i in 0..m {
                         let (row, grad) = (&mut p[i * KEYS..(i + 1) * KEYS], &mut ds[i * KEYS..(i + 1) * KEYS]);
                         let seen = s.columns(spec.mask, i0 + i, t);

@@ -140,7 +140,7 @@ const SHAPES: &[&[(usize, usize)]] =
 #[test]
 fn forward_and_backward_against_f64() {
     for lengths in SHAPES {
-        for (heads, kv, d) in [(2, 2, 12), (4, 2, 8), (1, 1, 64), (2, 1, 33)] {
+        for (heads, kv, d) in [(2, 2, 12), (4, 2, 8), (1, 1, 64), (2, 1, 33), (1, 1, 130)] {
             for mask in [Mask::Full, Mask::Causal, Mask::Band { window: 5 }] {
                 for dropout in [None, Some((Key::new(1, 2), 0.25))] {
                     let mut b = Batch::new(spec(heads, kv, d, mask), lengths, 9);

@@ -127,7 +127,7 @@ train 4x512 of gpt2, f32, avx512
                         baseline       now   change    noise
 time of a run             1.00 s    1.30 s  +30.0 %   ±3.1 %   worse
 memory                   3.31 GB   3.31 GB   +0.0 %   ±5.0 %   within the noise
-the machine's ceiling                       +0.0 %
+the machine's ceiling                        +0.0 %
 ";
         assert_eq!(text, expected);
     }
