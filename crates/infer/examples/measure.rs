@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let ceilings = Ceilings::measure();
     for (workload, m) in all {
-        let r = Report::new(&name, &model, workload, &m, ceilings);
+        let r = Report::new(&name, Some(&model), workload, &m, ceilings);
         println!("{}", serde_json::to_string(&r)?);
     }
     Ok(())
