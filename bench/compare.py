@@ -3,7 +3,7 @@
     python -m venv env && env/bin/pip install -r bench/requirements.txt
     cargo build --release
     env/bin/python bench/compare.py train prefill decode start
-    env/bin/python bench/compare.py encode tokenize --data DATA   # DATA holds the sets of docs/data.md
+    env/bin/python bench/compare.py classify encode tokenize --data DATA   # DATA holds the sets of docs/data.md
     env/bin/python bench/compare.py all --data DATA --precision f32 bf16 --compile --onnx --decode-batch 1 16
 
 Each measurement is a process of its own, so that its peak memory is its own; the sides of a workload alternate (peers, genus,
@@ -31,7 +31,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-NAMES = ["train", "encode", "decode", "prefill", "start", "tokenize"]
+NAMES = ["train", "classify", "encode", "decode", "prefill", "start", "tokenize"]
 
 
 class Workload:
@@ -65,6 +65,11 @@ def workloads(options):
                 peers["compiled"] = ({**spec, "compile": True}, (1.3 if f32 else 1.35) if model == "gpt2" else None)
             add("train", f"train {model} {batch}x{context}", model,
                 ["train", "MODEL", "--batch", str(batch), "--context", str(context)], peers, runs, 1 if runs < 10 else 5)
+        # One run takes the first sentences of the training set, in file order; the peer pads each batch to its longest.
+        spec = dict(kind="classify", batch=32, sentences=192, runs=1)
+        peers = {"torch": (spec, 3 if f32 else None)}
+        add("classify", "classify bert-base SST-2 train", "bert-base-classifier",
+            ["train", "MODEL", "--task", "sequence-classification", "--lines", "LABELLED", "--batch", "32"], peers, 3, 1)
         encode = dict(kind="encode", batch=32)
         peers = {"torch (file order)": ({**encode, "order": "file"}, 2.2 if f32 else None),
                  "torch (sorted)": ({**encode, "order": "sorted"}, 1.15 if f32 else None)}
@@ -114,7 +119,7 @@ class Runner:
 
     def data(self):
         if not self.options.data:
-            raise SystemExit("encode and tokenize need --data (or GENUS_DATA): the folder of docs/data.md")
+            raise SystemExit("classify, encode and tokenize need --data (or GENUS_DATA): the folder of docs/data.md")
         return Path(self.options.data)
 
     def folder(self, name):
@@ -155,6 +160,14 @@ class Runner:
             lines.write_text("\n".join(row.split("\t")[0].strip() for row in rows if row.strip()) + "\n", encoding="utf-8")
         return lines
 
+    def labelled(self, count=192):
+        """The first sentences of the SST-2 training set, each with its label behind a tab."""
+        lines = self.work / f"sst2-train-{count}.tsv"
+        if not lines.exists():
+            rows = (self.data() / "glue" / "SST-2" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:count + 1]
+            lines.write_text("".join("\t".join(f.strip() for f in row.split("\t")) + "\n" for row in rows), encoding="utf-8")
+        return lines
+
     def corpus(self):
         """The plain text of the data folder, repeated to 100 MB; its lines are the texts."""
         path = self.work / "plain-100mb.txt"
@@ -171,6 +184,8 @@ class Runner:
         spec = {**load.peers[label][0], "model": str(self.folder(load.model))}
         if spec["kind"] in ("encode", "onnx"):
             spec["lines"] = str(self.sentences())
+        if spec["kind"] == "classify":
+            spec["lines"] = str(self.labelled(spec["sentences"]))
         if spec["kind"] == "onnx":
             spec["onnx"] = str(self.work / "bert-base-uncased.onnx")
             if not Path(spec["onnx"]).exists():
@@ -190,7 +205,7 @@ class Runner:
             _, elapsed = capture([binary, "generate", model, "--ids", ids, "--greedy", "--max-new-tokens", "1",
                                   "--output-ids", "--threads", threads], self.environment)
             return {"seconds": [elapsed]}
-        files = {"MODEL": lambda: model, "LINES": self.sentences, "CORPUS": self.corpus}
+        files = {"MODEL": lambda: model, "LINES": self.sentences, "LABELLED": self.labelled, "CORPUS": self.corpus}
         command = [binary, "bench", *[files[a]() if a in files else a for a in load.genus], "--runs", str(load.runs),
                    "--warm-up", str(load.warmup), "--threads", threads, "--json", *self.options.genus_args.split()]
         if load.precision != "f32":

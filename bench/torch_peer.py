@@ -4,7 +4,8 @@
 
 The peer is `transformers` on PyTorch: attention by `sdpa`, dropout 0, fused AdamW, gradients clipped to norm 1. `compile`
 adds `torch.compile` of model and loss (its compilation and three steps are not timed); `precision: bf16` means CPU
-autocast in training and bf16 weights elsewhere. `onnx` is ONNX Runtime in f32 on the graph of its transformer optimiser,
+autocast in training and bf16 weights elsewhere. `classify` trains on
+sentences of natural length, each batch padded to its longest. `onnx` is ONNX Runtime in f32 on the graph of its transformer optimiser,
 `tokenize` the batch call of `tokenizers`. `peak_rss_bytes` is this process's high-water mark.
 """
 
@@ -19,7 +20,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import torch  # noqa: E402
-from transformers import AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel)
 from transformers import logging as hf_logging  # noqa: E402
 
 hf_logging.set_verbosity_error()
@@ -31,12 +33,14 @@ MODELS = {
     "gpt2": (GPT2LMHeadModel, lambda: GPT2Config(**NO_DROPOUT)),
     "gpt2-small-demo": (GPT2LMHeadModel, lambda: GPT2Config(
         n_layer=4, n_embd=128, n_head=4, vocab_size=4096, n_positions=128, bos_token_id=0, eos_token_id=0, **NO_DROPOUT)),
+    "bert-base-classifier": (BertForSequenceClassification, lambda: BertConfig(
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=2)),
     "bert-base-uncased": (BertModel, lambda: BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
 }
 
 
 def load(spec, kind):
-    dtype = torch.bfloat16 if spec.get("precision") == "bf16" and spec["kind"] != "train" else torch.float32
+    dtype = torch.bfloat16 if spec.get("precision") == "bf16" and spec["kind"] not in ("train", "classify") else torch.float32
     return kind.from_pretrained(spec["model"], attn_implementation="sdpa", dtype=dtype)
 
 
@@ -84,6 +88,40 @@ def train(spec):
 
     seconds = timed(spec, step)
     return {"seconds": seconds, "tokens": ids.numel()}
+
+
+def classify(spec):
+    """Training steps on labelled sentences in file order, each batch padded to its longest row; tokenized before. The first
+    batch is not timed."""
+    tokenizer = AutoTokenizer.from_pretrained(spec["model"])
+    model = load(spec, BertForSequenceClassification).train()
+    with open(spec["lines"], encoding="utf-8") as file:
+        rows = [line.rstrip("\n").rsplit("\t", 1) for line in file]
+    begin = time.perf_counter()
+    encoded = tokenizer([text for text, _ in rows], truncation=True, max_length=512)["input_ids"]
+    tokenizing = time.perf_counter() - begin
+    batches = []
+    for at in range(0, len(rows), spec["batch"]):
+        batch = tokenizer.pad({"input_ids": encoded[at:at + spec["batch"]]}, return_tensors="pt")
+        batch["labels"] = torch.tensor([int(label) for _, label in rows[at:at + spec["batch"]]])
+        batches.append(batch)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=spec.get("precision") == "bf16")
+
+    def steps(batches):
+        for batch in batches:
+            with autocast:
+                loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            loss.item()
+
+    steps(batches[:1])
+    seconds = timed({**spec, "warmup": 0}, lambda: steps(batches))
+    return {"seconds": seconds, "tokens": sum(map(len, encoded)), "padded": sum(b["input_ids"].numel() for b in batches),
+            "tokenize_seconds": [tokenizing]}
 
 
 def encode(spec):
@@ -266,7 +304,7 @@ def start(spec):
 def main():
     spec = json.loads(sys.argv[1])
     torch.set_num_threads(spec.get("threads", 2))
-    kinds = [make, train, encode, decode, prefill, start, onnx_make, onnx, wordpiece, tokenize]
+    kinds = [make, train, classify, encode, decode, prefill, start, onnx_make, onnx, wordpiece, tokenize]
     result = {kind.__name__: kind for kind in kinds}[spec["kind"]](spec)
     result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result["torch"] = torch.__version__
