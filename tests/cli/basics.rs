@@ -63,7 +63,7 @@ fn unknown_flags_and_commands_are_usage_errors_with_a_suggestion() {
 #[test]
 fn what_this_build_cannot_do_is_said() {
     fails(1, &["tokenizer", "encode", "bytes", "--text", "a", "--device", "cuda"], &["cuda"]);
-    fails(1, &["tokenizer", "encode", "bytes", "--text", "a", "--precision", "bf16"], &["bf16"]);
+    fails(2, &["tokenizer", "encode", "bytes", "--text", "a", "--precision", "f16"], &["f16", "f32", "bf16"]);
     fails(1, &["tokenizer", "encode", "bytes", "--text", "a", "--threads", "0"], &["--threads 0", "at least 1"]);
 }
 

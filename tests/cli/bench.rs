@@ -31,7 +31,9 @@ fn every_workload_reports_what_is_contracted() {
         ("decode", "gpt2", &["--batch", "3", "--prompt-tokens", "8", "--new-tokens", "5"]),
     ];
     for (kind, model, extra) in workloads {
-        let lines = json_lines(&ok(&[&["bench", kind, model, "--json"], &SMALL[..], extra].concat()).stdout);
+        let precision = if kind == "prefill" || model != "gpt2" { "bf16" } else { "f32" };
+        let fixed = ["bench", kind, model, "--json", "--precision", precision];
+        let lines = json_lines(&ok(&[&fixed, &SMALL[..], extra].concat()).stdout);
         assert_eq!(lines.len(), 1);
         let report = &lines[0];
         assert_eq!(report["seconds"].as_array().unwrap().len(), 2);
@@ -41,7 +43,7 @@ fn every_workload_reports_what_is_contracted() {
             assert!(report[field].as_f64().unwrap() > 0.0, "{kind}: {field}: {report}");
         }
         assert_eq!(report["model"], model);
-        assert_eq!(report["precision"], "f32");
+        assert_eq!(report["precision"], precision);
         assert!(report["workload"].as_str().unwrap().starts_with(kind));
         assert!(report["kernel_level"].is_string() && report.get("peak_rss_bytes").is_some());
         assert_eq!(report.get("bytes_per_second").is_some(), kind == "decode");

@@ -49,6 +49,15 @@ fn metrics(run: &Path) -> Vec<Value> {
 
 #[test]
 fn a_run_trains_resumes_and_generates() {
+    trains_resumes_and_generates("f32");
+}
+
+#[test]
+fn so_does_a_run_in_bf16() {
+    trains_resumes_and_generates("bf16");
+}
+
+fn trains_resumes_and_generates(precision: &str) {
     let dir = tempfile::tempdir().unwrap();
     let data = text(dir.path());
     let (whole, halves) = (dir.path().join("whole"), dir.path().join("halves"));
@@ -57,8 +66,12 @@ fn a_run_trains_resumes_and_generates() {
             &["train", "gpt2", "--data", arg(&data), "--output", arg(run), "--steps", steps, "--save-every", "10"],
             &TINY[..],
         ];
-        ok(&[&args.concat()[..], &["--schedule", "constant", "--warmup-steps", "2", "--eval-every", "10", "--json"]]
-            .concat())
+        ok(&[
+            &[&args.concat()[..], &["--schedule", "constant", "--warmup-steps", "2", "--eval-every", "10", "--json"]]
+                .concat()[..],
+            &["--precision", precision],
+        ]
+        .concat())
     };
     let report = json_lines(&train(&whole, "20").stdout);
     assert_eq!(report.len(), 1, "one object");
@@ -75,7 +88,8 @@ fn a_run_trains_resumes_and_generates() {
     assert_eq!(weights(&whole), weights(&halves));
 
     let config = fs::read_to_string(whole.join("config.toml")).unwrap();
-    for line in ["steps = 20", "batch = 2", "tokenizer = \"bytes\""] {
+    let written = format!("precision = \"{precision}\"");
+    for line in ["steps = 20", "batch = 2", "tokenizer = \"bytes\"", &written] {
         assert!(config.contains(line), "{line} is not in {config}");
     }
     let keys =
@@ -85,8 +99,17 @@ fn a_run_trains_resumes_and_generates() {
         assert!(!last[key].is_null(), "{key}: {last}");
     }
     assert!(fs::read_dir(&whole).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("tfevents")));
-    let generated =
-        ok(&["generate", arg(&whole.join("checkpoint-20")), "--prompt", "she ", "--max-new-tokens", "4", "--greedy"]);
+    let generated = ok(&[
+        "generate",
+        arg(&whole.join("checkpoint-20")),
+        "--prompt",
+        "she ",
+        "--max-new-tokens",
+        "4",
+        "--greedy",
+        "--precision",
+        precision,
+    ]);
     assert!(generated.stdout.starts_with("she "));
     // Another run begins from its weights.
     let more = dir.path().join("more");
@@ -230,6 +253,8 @@ fn a_run_goes_on_with_its_own_options_only() {
     let run = dir.path().join("run");
     ok(&[&["train", "gpt2", "--data", arg(&data), "--output", arg(&run), "--steps", "2"], &TINY[..]].concat());
     fails(2, &["train", "--resume", arg(&run), "--lr", "1"], &["lr", "--steps", "--init"]);
+    fails(2, &["train", "--resume", arg(&run), "--precision", "bf16"], &["bf16", "f32", "config.toml"]);
+    ok(&["train", "--resume", arg(&run), "--precision", "f32", "--steps", "3"]);
     fs::write(&data, "changed text\n".repeat(300)).unwrap();
     fails(1, &["train", "--resume", arg(&run), "--steps", "4"], &["data has changed"]);
 }

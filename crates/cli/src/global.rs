@@ -64,6 +64,15 @@ pub(crate) enum Precision {
     Bf16,
 }
 
+impl From<Precision> for genus_ops::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 options!(
     /// The options that every command has.
     pub(crate) Global, GlobalFlags {
@@ -88,9 +97,6 @@ impl Global {
         if let Device::Cuda(_) = self.device {
             self.device()?;
         }
-        if self.precision == Precision::Bf16 {
-            bail!("--precision bf16: not available yet; f32 is");
-        }
         match self.threads {
             Some(0) => bail!("--threads 0: expected at least 1"),
             Some(n) => {
@@ -101,6 +107,11 @@ impl Global {
             None => {}
         }
         Ok(())
+    }
+
+    /// The precision of matrix products.
+    pub(crate) fn precision(&self) -> genus_ops::Precision {
+        self.precision.into()
     }
 
     /// The device to compute on.

@@ -4,7 +4,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use genus_checkpoint::config::JsonFile;
 use genus_models::{Input, Model};
-use genus_ops::{Path as Way, Tape, Value, to_vec};
+use genus_ops::{Path as Way, Precision, Tape, Value, to_vec};
 use genus_text::Tokenizer;
 use serde_json::Value as Json;
 use std::path::Path;
@@ -61,6 +61,8 @@ pub struct EmbedOptions {
     pub batch_tokens: usize,
     /// How operations run.
     pub path: Way,
+    /// Precision of matrix products.
+    pub precision: Precision,
 }
 
 impl Default for EmbedOptions {
@@ -73,6 +75,7 @@ impl Default for EmbedOptions {
             lower_case: false,
             batch_tokens: 2048,
             path: Way::default(),
+            precision: Precision::default(),
         }
     }
 }
@@ -288,7 +291,7 @@ pub fn embed_ids(
 
 /// The vectors of one batch, one after the other.
 fn pooled(model: &Model, ids: &[&[u32]], options: &EmbedOptions) -> Result<Vec<f32>> {
-    let tape = Tape::inference().with_path(options.path);
+    let tape = Tape::inference().with_path(options.path).with_precision(options.precision);
     let input = Input::from_sequences(ids);
     let hidden = model.hidden(&tape, &input, None, false)?.last;
     let spans = &input.spans;

@@ -4,7 +4,7 @@ use crate::engine::{argmax, log_sum_exp, require_causal};
 use crate::{Error, Result};
 use genus_models::{Input, Model, SequenceCache};
 use genus_nn::Hidden;
-use genus_ops::{IGNORE, Tape, gather_rows, scalar, to_vec};
+use genus_ops::{IGNORE, Precision, Tape, gather_rows, scalar, to_vec};
 
 /// How likely a continuation is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,7 +21,12 @@ pub struct Score {
 ///
 /// # Errors
 /// When the model does not predict the next token, a list is empty, too long together or has tokens beyond the vocabulary.
-pub fn score_continuations<S: AsRef<[u32]>>(model: &Model, context: &[u32], continuations: &[S]) -> Result<Vec<Score>> {
+pub fn score_continuations<S: AsRef<[u32]>>(
+    model: &Model,
+    context: &[u32],
+    continuations: &[S],
+    precision: Precision,
+) -> Result<Vec<Score>> {
     require_causal(model, "score")?;
     let n_ctx = model.spec().n_ctx;
     let vocab_size = model.spec().vocab_size;
@@ -42,7 +47,7 @@ pub fn score_continuations<S: AsRef<[u32]>>(model: &Model, context: &[u32], cont
     if continuations.is_empty() {
         return Ok(Vec::new());
     }
-    let tape = Tape::inference();
+    let tape = Tape::inference().with_precision(precision);
     let mut cache = vec![SequenceCache::new()];
     let input = Input::from_sequences(&[context]);
     let hidden = model.hidden(&tape, &input, Some(&mut cache), false)?;
@@ -94,11 +99,13 @@ pub struct StreamOptions {
     pub overlap: usize,
     /// Windows are run together up to that many tokens.
     pub batch_tokens: usize,
+    /// Precision of matrix products.
+    pub precision: Precision,
 }
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        StreamOptions { window: None, overlap: 0, batch_tokens: 4096 }
+        StreamOptions { window: None, overlap: 0, batch_tokens: 4096, precision: Precision::default() }
     }
 }
 
@@ -150,7 +157,7 @@ pub fn score_stream(model: &Model, ids: &[u32], options: &StreamOptions) -> Resu
     // Inputs and targets of each window; the first window scores all of its targets, others those beyond the overlap.
     let (mut inputs, mut targets): (Vec<&[u32]>, Vec<i32>) = (Vec::new(), Vec::new());
     let mut run = |inputs: &mut Vec<&[u32]>, targets: &mut Vec<i32>| -> Result<()> {
-        let tape = Tape::inference();
+        let tape = Tape::inference().with_precision(options.precision);
         let input = Input::from_sequences(inputs);
         let hidden = model.hidden(&tape, &input, None, false)?;
         let loss = model.lm_head()?.loss(&tape, &hidden.last, targets, 1.0, 0.0)?;

@@ -4,7 +4,7 @@
 use genus_infer::{Engine, GenerateOptions, Request, Sampling, StreamOptions, score_continuations, score_stream};
 use genus_models::{Family, Input, LoadOptions, Model, SequenceCache, Task, families};
 use genus_nn::Attend;
-use genus_ops::{IGNORE, Level, Tape, pool, to_vec, with_level};
+use genus_ops::{IGNORE, Level, Precision, Tape, pool, to_vec, with_level};
 
 /// A small model with odd sizes of every member and task: heads 12 wide, 101 tokens.
 fn models() -> Vec<Model> {
@@ -35,8 +35,8 @@ fn sequences() -> Vec<Vec<u32>> {
 }
 
 /// The hidden states and, where the model has the head, the logits of each sequence.
-fn outputs(model: &Model, sequences: &[Vec<u32>]) -> Vec<Vec<f32>> {
-    let tape = Tape::inference();
+fn outputs(model: &Model, sequences: &[Vec<u32>], precision: Precision) -> Vec<Vec<f32>> {
+    let tape = Tape::inference().with_precision(precision);
     let input = Input::from_sequences(sequences);
     let hidden = model.hidden(&tape, &input, None, false).unwrap().last;
     let mut parts = vec![to_vec(hidden.tensor()).unwrap()];
@@ -64,10 +64,12 @@ fn same_bits(a: &[f32], b: &[f32], what: &str) {
     assert!(a.iter().all(|x| x.is_finite()), "{what}");
 }
 
-/// Runs a check at every instruction set that the machine has.
-fn at_every_level(check: impl Fn()) {
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
+/// Runs a check at every instruction set that the machine has, in both precisions.
+fn at_every_level(check: impl Fn(Precision)) {
     for level in Level::available() {
-        with_level(level, &check);
+        PRECISIONS.into_iter().for_each(|p| with_level(level, || check(p)));
     }
 }
 
@@ -76,20 +78,20 @@ fn alone_is_in_any_batch() {
     at_every_level(alone);
 }
 
-fn alone() {
+fn alone(precision: Precision) {
     let all = sequences();
     for model in models() {
-        let together = outputs(&model, &all);
+        let together = outputs(&model, &all, precision);
         for (i, s) in all.iter().enumerate() {
             same_bits(
-                &outputs(&model, std::slice::from_ref(s))[0],
+                &outputs(&model, std::slice::from_ref(s), precision)[0],
                 &together[i],
                 &format!("{} alone {i}", name(&model)),
             );
         }
         let mut turned = all.clone();
         turned.reverse();
-        let turned = outputs(&model, &turned);
+        let turned = outputs(&model, &turned, precision);
         for i in 0..all.len() {
             same_bits(&turned[all.len() - 1 - i], &together[i], &format!("{} reversed {i}", name(&model)));
         }
@@ -126,10 +128,10 @@ fn cached_is_uncached() {
     at_every_level(cached);
 }
 
-fn cached() {
+fn cached(precision: Precision) {
     let all = sequences();
     for model in models().iter().filter(|m| m.spec().attend == Attend::Past) {
-        let whole = outputs(model, &all);
+        let whole = outputs(model, &all, precision);
         let (d, v) = (model.spec().d_model, if model.lm_head().is_ok() { 101 } else { 0 });
         // Read in unequal pieces, the sequences out of step with each other.
         let mut caches: Vec<SequenceCache> = all.iter().map(|_| SequenceCache::new()).collect();
@@ -147,7 +149,7 @@ fn cached() {
             let pieces: Vec<&[u32]> = rest.iter().enumerate().map(|(k, &i)| piece(k, i)).collect();
             let input = Input::from_sequences(&pieces);
             let mut used: Vec<SequenceCache> = rest.iter().map(|&i| std::mem::take(&mut caches[i])).collect();
-            let tape = Tape::inference();
+            let tape = Tape::inference().with_precision(precision);
             let hidden = model.hidden(&tape, &input, Some(&mut used), false).unwrap().last;
             let logits = model.lm_head().ok().map(|h| to_vec(h.logits(&tape, &hidden).unwrap().tensor()).unwrap());
             let hidden = to_vec(hidden.tensor()).unwrap();
@@ -177,7 +179,7 @@ fn the_future_is_not_seen() {
             let n = s.len();
             s[n - 1] = (s[n - 1] + 50) % 101;
         }
-        let (a, b) = (outputs(&model, &all), outputs(&model, &changed));
+        let (a, b) = (outputs(&model, &all, Precision::F32), outputs(&model, &changed, Precision::F32));
         let d = model.spec().d_model;
         for (i, s) in all.iter().enumerate() {
             let before = (s.len() - 1) * d;
@@ -192,8 +194,8 @@ fn the_future_is_not_seen() {
 }
 
 /// The loss and all gradients of a task on labels that are the ids themselves.
-fn gradients(model: &Model, sequences: &[Vec<u32>]) -> Vec<(String, Vec<f32>)> {
-    let tape = Tape::recording();
+fn gradients(model: &Model, sequences: &[Vec<u32>], precision: Precision) -> Vec<(String, Vec<f32>)> {
+    let tape = Tape::recording().with_precision(precision);
     let input = Input::from_sequences(sequences);
     let hidden = model.hidden(&tape, &input, None, false).unwrap().last;
     let targets: Vec<i32> =
@@ -211,19 +213,19 @@ fn threads_change_no_bit() {
     at_every_level(threads);
 }
 
-fn threads() {
+fn threads(precision: Precision) {
     let all = sequences();
     for model in models() {
-        let many = outputs(&model, &all);
+        let many = outputs(&model, &all, precision);
         for n in [1, 2, 3] {
-            let few = pool::with_threads(n, || outputs(&model, &all));
+            let few = pool::with_threads(n, || outputs(&model, &all, precision));
             for (i, (a, b)) in many.iter().zip(&few).enumerate() {
                 same_bits(a, b, &format!("{} {n} threads {i}", name(&model)));
             }
         }
         if model.lm_head().is_ok() {
-            let many = gradients(&model, &all);
-            let one = pool::with_threads(1, || gradients(&model, &all));
+            let many = gradients(&model, &all, precision);
+            let one = pool::with_threads(1, || gradients(&model, &all, precision));
             assert_eq!(many.len(), one.len());
             for (a, b) in many.iter().zip(&one) {
                 same_bits(&a.1, &b.1, &format!("{} gradient of {}", name(&model), a.0));
@@ -244,7 +246,7 @@ fn saving_and_loading_changes_no_bit() {
             assert_eq!(a.name(), b.name());
             same_bits(&to_vec(&a.tensor()).unwrap(), &to_vec(&b.tensor()).unwrap(), a.name());
         }
-        for (a, b) in outputs(&model, &all).iter().zip(&outputs(&loaded, &all)) {
+        for (a, b) in outputs(&model, &all, Precision::F32).iter().zip(&outputs(&loaded, &all, Precision::F32)) {
             same_bits(a, b, &name(&model));
         }
     }
@@ -252,8 +254,12 @@ fn saving_and_loading_changes_no_bit() {
 
 #[test]
 fn generation_does_not_depend_on_company() {
+    PRECISIONS.into_iter().for_each(company);
+}
+
+fn company(precision: Precision) {
     for model in models().iter().filter(|m| m.task() == Task::CausalLm) {
-        let engine = Engine::new(model, None).unwrap();
+        let engine = Engine::new(model, None).unwrap().with_precision(precision);
         let requests: Vec<Request> = sequences()
             .into_iter()
             .enumerate()
@@ -301,12 +307,16 @@ fn generation_does_not_depend_on_company() {
 
 #[test]
 fn scores_are_the_sums_of_log_probabilities() {
+    PRECISIONS.into_iter().for_each(scores);
+}
+
+fn scores(precision: Precision) {
     for model in models().iter().filter(|m| m.task() == Task::CausalLm) {
         let all = sequences();
         let text = &all[5];
         // By hand, from the logits of the whole.
         let (d, v) = (model.spec().d_model, 101);
-        let flat = &outputs(model, std::slice::from_ref(text))[0][text.len() * d..];
+        let flat = &outputs(model, std::slice::from_ref(text), precision)[0][text.len() * d..];
         let log_p = |i: usize| {
             let row = &flat[i * v..(i + 1) * v];
             let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
@@ -314,23 +324,24 @@ fn scores_are_the_sums_of_log_probabilities() {
         };
         let by_hand = |r: std::ops::Range<usize>| r.map(log_p).sum::<f64>();
         let parts = [text[20..].to_vec(), text[20..21].to_vec(), text[20..25].to_vec()];
-        let scores = score_continuations(model, &text[..20], &parts).unwrap();
-        for (s, p) in scores.iter().zip(&parts) {
+        let found = score_continuations(model, &text[..20], &parts, precision).unwrap();
+        for (s, p) in found.iter().zip(&parts) {
             assert_eq!(s.tokens, p.len());
             assert!((s.log_likelihood - by_hand(19..19 + p.len())).abs() < 1e-4, "{s:?}");
         }
         // What the model itself would say is the greedy continuation.
         let greedy =
             Request { prompt: text.clone(), options: GenerateOptions { max_new_tokens: 6, ..Default::default() } };
-        let ids = Engine::new(model, None).unwrap().generate(&[greedy], |_, _| {}).unwrap().remove(0).ids;
-        assert!(score_continuations(model, text, &[ids]).unwrap()[0].greedy);
+        let engine = Engine::new(model, None).unwrap().with_precision(precision);
+        let ids = engine.generate(&[greedy], |_, _| {}).unwrap().remove(0).ids;
+        assert!(score_continuations(model, text, &[ids], precision).unwrap()[0].greedy);
 
-        let whole = score_stream(model, text, &StreamOptions::default()).unwrap();
+        let whole = score_stream(model, text, &StreamOptions { precision, ..Default::default() }).unwrap();
         assert_eq!(whole.tokens, text.len() - 1);
         assert!((whole.nats + by_hand(0..text.len() - 1)).abs() < 1e-3, "{whole:?}");
         assert!((whole.perplexity() - whole.loss().exp()).abs() < 1e-9);
         // Windows of 8 that overlap by 5: every token is scored once, with a context of its window.
-        let windows = StreamOptions { window: Some(8), overlap: 5, batch_tokens: 20 };
+        let windows = StreamOptions { window: Some(8), overlap: 5, batch_tokens: 20, precision };
         let windows = score_stream(model, text, &windows).unwrap();
         assert_eq!(windows.tokens, text.len() - 1);
         let mut by_windows = 0.0;
@@ -339,7 +350,8 @@ fn scores_are_the_sums_of_log_probabilities() {
             let known = if start == 0 { 0 } else { 5 };
             if end - start > known {
                 let context = &text[start..start + known + 1];
-                let score = score_continuations(model, context, &[&text[start + known + 1..end + 1]]).unwrap();
+                let score =
+                    score_continuations(model, context, &[&text[start + known + 1..end + 1]], precision).unwrap();
                 by_windows -= score[0].log_likelihood;
             }
             if end == text.len() - 1 {

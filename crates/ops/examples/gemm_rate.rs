@@ -3,7 +3,7 @@
 //! `cargo run --release -p genus-ops --example gemm_rate [-- seconds a product]`. The crate is built with its default features:
 //! on AVX-512 machines it needs `x86-v4` beside the version in `Cargo.toml` for a fair comparison.
 
-use genus_ops::{ceiling, pool, product};
+use genus_ops::{Precision, ceiling, pool, product};
 use std::time::Instant;
 
 #[global_allocator]
@@ -26,8 +26,9 @@ fn main() {
     let threads = pool::threads();
     println!("{threads} threads, level {:?}", genus_ops::level());
     println!("ceiling: {:.1} GFLOP/s", ceiling::fma_flops() / 1e9);
-    println!("{:<34}{:>12}{:>12}", "m x n x k (transposed operands)", "genus", "gemm crate");
-    let (mut time, mut crate_time, mut flops) = (0.0, 0.0, 0.0);
+    println!("ceiling of bf16 pairs: {:.1} GFLOP/s", ceiling::product_flops(Precision::Bf16) / 1e9);
+    println!("{:<34}{:>12}{:>12}{:>12}", "m x n x k (transposed operands)", "f32", "bf16", "gemm crate");
+    let (mut time, mut half_time, mut crate_time, mut flops) = (0.0, 0.0, 0.0, 0.0);
     // Rows, columns, depth, A transposed, B transposed, how often a step has it.
     let mut shapes = Vec::new();
     for (i, o) in [(768, 2304), (768, 768), (768, 3072), (3072, 768)] {
@@ -41,7 +42,8 @@ fn main() {
     for (m, n, k, ta, tb, times) in shapes {
         let data = |n: usize| (0..n).map(|i| ((i * 7919) % 1000) as f32 / 1000.0 - 0.5).collect::<Vec<f32>>();
         let (a, b, mut c) = (data(m * k), data(k * n), vec![0f32; m * n]);
-        let ours = median(seconds, || product([m, n, k], &a, ta, &b, tb, &mut c));
+        let ours = median(seconds, || product(Precision::F32, [m, n, k], &a, ta, &b, tb, &mut c));
+        let half = median(seconds, || product(Precision::Bf16, [m, n, k], &a, ta, &b, tb, &mut c));
         let strides = |rows: usize, cols: usize, t: bool| if t { (1, rows as isize) } else { (cols as isize, 1) };
         let ((ar, ac), (br, bc)) = (strides(m, k, ta), strides(k, n, tb));
         // SAFETY: the strides are those of matrices of the slices' sizes.
@@ -72,13 +74,16 @@ fn main() {
         let f = 2.0 * (m * n * k) as f64;
         let mark = |t| if t { "'" } else { "" };
         let name = format!("{m}{} x {n} x {k}{}", mark(ta), mark(tb));
-        println!("{name:<34}{:>12.1}{:>12.1}", f / ours / 1e9, f / theirs / 1e9);
+        println!("{name:<34}{:>12.1}{:>12.1}{:>12.1}", f / ours / 1e9, f / half / 1e9, f / theirs / 1e9);
         time += times * ours;
+        half_time += times * half;
         crate_time += times * theirs;
         flops += times * f;
     }
-    println!("{:<34}{:>12.1}{:>12.1}", "all products of a step", flops / time / 1e9, flops / crate_time / 1e9);
-    println!("seconds a step {time:.2}, with the crate {crate_time:.2}");
+    let rate = |t| flops / t / 1e9;
+    let (ours, half, theirs) = (rate(time), rate(half_time), rate(crate_time));
+    println!("{:<34}{ours:>12.1}{half:>12.1}{theirs:>12.1}", "all products of a step");
+    println!("seconds a step {time:.2}, in bf16 {half_time:.2}, with the crate {crate_time:.2}");
 
     // One token: the weights of all layers and the vocabulary are read once.
     let x: Vec<f32> = (0..3072).map(|i| i as f32 * 1e-3).collect();
@@ -92,11 +97,11 @@ fn main() {
         y.resize(rows * 50257, 0.0);
         let layer_time = median(seconds, || {
             for (w, (i, o)) in layers.iter().zip(widths.iter().cycle()) {
-                product([rows, *o, *i], &x[..rows * i], false, w, false, &mut y[..rows * o]);
+                product(Precision::F32, [rows, *o, *i], &x[..rows * i], false, w, false, &mut y[..rows * o]);
             }
         });
         let vocabulary_time = median(seconds, || {
-            product([rows, 50257, 768], &x[..rows * 768], false, &vocabulary, true, &mut y);
+            product(Precision::F32, [rows, 50257, 768], &x[..rows * 768], false, &vocabulary, true, &mut y);
         });
         let gb = |n: usize, t: f64| n as f64 * 4.0 / t / 1e9;
         println!(

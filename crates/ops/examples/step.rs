@@ -1,7 +1,8 @@
 //! A GPT-2 124M training step built from the operations alone (random weights, 4 x 512 tokens): the time that the kernels and
 //! the tape need, without any model code.
 //!
-//! `cargo run --release -p genus-ops --example step [-- steps [system]]`; `system` keeps the system's allocator.
+//! `cargo run --release -p genus-ops --example step [-- steps [system] [bf16]]`; `system` keeps the system's allocator, `bf16` is
+//! the precision of the products.
 
 use genus_ops::*;
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
@@ -40,7 +41,9 @@ fn param(name: &str, dims: &[usize], params: &mut Vec<Param>) -> Param {
 
 fn main() -> Result<()> {
     let steps: usize = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(4);
-    RECYCLE.store(std::env::args().nth(2).as_deref() != Some("system"), Relaxed);
+    let named = |name| std::env::args().skip(2).any(|a| a == name);
+    RECYCLE.store(!named("system"), Relaxed);
+    let precision = if named("bf16") { Precision::Bf16 } else { Precision::F32 };
     let mut all = Vec::new();
     let tokens = param("tokens", &[VOCAB, D], &mut all);
     let positions = param("positions", &[1024, D], &mut all);
@@ -75,7 +78,7 @@ fn main() -> Result<()> {
     let mut times = Vec::new();
     for step in 1..=steps as u64 {
         let start = Instant::now();
-        let tape = Tape::recording();
+        let tape = Tape::recording().with_precision(precision);
         let wte = tape.param(&tokens);
         let mut x = embedding(&tape, &[(&wte, &ids), (&tape.param(&positions), &spans.positions())], 0.0)?;
         let mut branch: Option<Value> = None;

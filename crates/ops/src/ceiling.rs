@@ -4,8 +4,10 @@
 #![allow(unsafe_code)]
 
 use crate::array::Rows;
-use crate::pool;
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::step::pair;
 use crate::simd::{Simd, kernel};
+use crate::{Precision, pool};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -28,6 +30,24 @@ unsafe fn fma_loop<S: Simd>(rounds: usize) -> f32 {
 }
 
 kernel!(unsafe fn fma_kernel(rounds: usize) -> f32 = fma_loop);
+
+/// As [`fma_loop`], of pairs of bf16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn pairs_kernel(rounds: usize) -> f32 {
+    use crate::simd::{Avx512, dot_bf16};
+    // SAFETY: the level is enabled here; nothing is read from memory.
+    unsafe {
+        let (a, b) = (Avx512::splat(black_box(pair(1e-3, 0.0))), Avx512::splat(black_box(pair(1e-3, 0.0))));
+        let mut acc = [Avx512::splat(1.0); CHAINS];
+        for _ in 0..rounds {
+            for x in &mut acc {
+                *x = dot_bf16(a, b, *x);
+            }
+        }
+        acc.into_iter().map(|x| Avx512::reduce_add(x)).sum()
+    }
+}
 
 #[inline(always)]
 unsafe fn lanes_of<S: Simd>() -> usize {
@@ -67,19 +87,40 @@ kernel!(unsafe fn sum_kernel(x: Rows, n: usize) -> f32 = sum_loop);
 /// Floating-point operations a second of a loop of fused multiply-adds in registers, on all threads at the level in force (a
 /// product and a sum each count one). The best of several runs.
 pub fn fma_flops() -> f64 {
-    const ROUNDS: usize = 200_000;
+    best_flops(1, || {
+        // SAFETY: the level in force is one that the machine has.
+        black_box(unsafe { fma_kernel(black_box(ROUNDS)) });
+    })
+}
+
+/// Steps of the arithmetic loop that one task takes.
+const ROUNDS: usize = 200_000;
+
+/// The best rate of several runs of the loop, whose lanes take `products` products a round and chain.
+fn best_flops(products: usize, kernel: impl Fn() + Sync) -> f64 {
     let tasks = pool::threads() * 8;
+    // SAFETY: the level in force is one that the machine has.
+    let lanes = unsafe { lanes() };
     let run = || {
         let start = Instant::now();
-        pool::run(tasks, |_| {
-            // SAFETY: the level in force is one that the machine has.
-            black_box(unsafe { fma_kernel(black_box(ROUNDS)) });
-        });
-        // SAFETY: as above.
-        let lanes = unsafe { lanes() };
-        (tasks * ROUNDS * CHAINS * lanes * 2) as f64 / start.elapsed().as_secs_f64()
+        pool::run(tasks, |_| kernel());
+        (tasks * ROUNDS * CHAINS * lanes * products * 2) as f64 / start.elapsed().as_secs_f64()
     };
     (0..8).map(|_| run()).fold(0.0, f64::max)
+}
+
+/// As [`fma_flops`], for the products of a precision: in bf16, where the level in force multiplies pairs of bf16, a loop of those
+/// (two products and two sums a lane); else the same as in f32.
+pub fn product_flops(precision: Precision) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if precision == Precision::Bf16 && crate::level() == crate::Level::Bf16 {
+        return best_flops(2, || {
+            // SAFETY: the level in force has AVX-512 with BF16.
+            black_box(unsafe { pairs_kernel(black_box(ROUNDS)) });
+        });
+    }
+    let _ = precision;
+    fma_flops()
 }
 
 /// Bytes a second of reading a buffer of at least eight times the last-level cache once, on all threads, each its own part in

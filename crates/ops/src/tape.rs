@@ -10,7 +10,7 @@ mod recompute;
 
 use crate::array::{on_kernel, tensor, uninit, with_slice, with_slice_mut};
 use crate::rng::Key;
-use crate::{Error, Result};
+use crate::{Error, Precision, Result};
 use candle_core::{Tensor, Var};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -288,6 +288,7 @@ pub struct Tape {
     nodes: Cell<usize>,
     recording: bool,
     path: Path,
+    precision: Precision,
     dropout: Option<Key>,
     draws: Cell<u64>,
     recompute: bool,
@@ -302,6 +303,7 @@ impl Tape {
             nodes: Cell::new(0),
             recording,
             path: Path::default(),
+            precision: Precision::default(),
             dropout,
             draws: Cell::new(0),
             recompute: false,
@@ -328,6 +330,17 @@ impl Tape {
     pub fn with_path(mut self, path: Path) -> Self {
         self.path = path;
         self
+    }
+
+    /// The same tape with another precision of matrix products.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// The precision of matrix products.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Whether it records.

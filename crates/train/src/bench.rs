@@ -3,7 +3,7 @@
 use crate::{Error, Objective, Optimizer, OptimizerSettings, Result, peak_rss, reset_peak_rss};
 use genus_models::{Model, StackSpec};
 use genus_ops::profile::{self, Entry};
-use genus_ops::{Spans, Tape, scalar};
+use genus_ops::{Precision, Spans, Tape, scalar};
 use genus_text::{Batch, Sample, SequenceLabel, rng};
 use std::time::Instant;
 
@@ -16,6 +16,8 @@ pub struct Timing {
     pub runs: usize,
     /// Recompute every layer in the backward pass.
     pub recompute: bool,
+    /// Precision of matrix products.
+    pub precision: Precision,
 }
 
 /// What [`train_step`] found.
@@ -142,7 +144,7 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
         let start = Instant::now();
         let mut loss_of_run = 0.0;
         for batch in batches {
-            let tape = Tape::recording().with_recompute(timing.recompute);
+            let tape = Tape::recording().with_recompute(timing.recompute).with_precision(timing.precision);
             let scales = objective.targets(batch).scales();
             let loss = objective.loss(model, &tape, batch, scales)?;
             tape.backward(&loss.total)?;

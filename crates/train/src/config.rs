@@ -2,6 +2,7 @@
 
 use crate::{BatchSize, Error, Objective, OptimizerSettings, Result, ScheduleKind};
 use genus_models::Dimensions;
+use genus_ops::Precision;
 use genus_text::{CorpusOptions, DevSplit, DocumentSplit, MaskingConfig, TokenizerSpec};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,21 @@ impl std::fmt::Display for DocumentKind {
             DocumentKind::BlankLines => "blank-lines",
             DocumentKind::Lines => "lines",
         })
+    }
+}
+
+/// A value as its name.
+mod by_name {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr<Err = String>, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -126,6 +142,9 @@ pub struct TrainConfig {
     pub freeze: Vec<String>,
     /// Seed of weights, order of the data, masks and dropout.
     pub seed: u64,
+    /// Precision of matrix products, `f32` or `bf16`; weights and moments are f32 in either.
+    #[serde(with = "by_name")]
+    pub precision: Precision,
 
     /// Log every that many steps.
     pub log_every: u64,
@@ -182,6 +201,7 @@ impl Default for TrainConfig {
             clip: 1.0,
             freeze: Vec::new(),
             seed: 0,
+            precision: Precision::F32,
             log_every: 1,
             eval_every: None,
             eval_tokens: None,

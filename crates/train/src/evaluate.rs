@@ -2,7 +2,7 @@
 
 use crate::{Objective, Result, Targets};
 use genus_models::Model;
-use genus_ops::{Tape, scalar};
+use genus_ops::{Precision, Tape, scalar};
 use genus_text::{Batch, Sample, TokenStream};
 use serde::Serialize;
 
@@ -31,6 +31,7 @@ pub fn evaluate(
     samples: &[Sample],
     rows: usize,
     bytes_per_token: Option<f64>,
+    precision: Precision,
 ) -> Result<Evaluation> {
     let mut total = Targets::default();
     let (mut tokens, mut sequences) = (0.0, 0.0);
@@ -40,8 +41,9 @@ pub fn evaluate(
         if targets == Targets::default() {
             continue;
         }
+        let tape = Tape::inference().with_precision(precision);
         // Means of single batches keep f32 sums small; they are weighted in f64.
-        let loss = objective.loss(model, &Tape::inference(), &batch, targets.scales())?;
+        let loss = objective.loss(model, &tape, &batch, targets.scales())?;
         if let Some(t) = loss.tokens {
             tokens += scalar(t.tensor())? * targets.tokens as f64;
         }

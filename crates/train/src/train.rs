@@ -213,10 +213,10 @@ struct Run<'a> {
     peak: Option<f64>,
 }
 
-/// Floating-point operations a second that the machine can do at most; takes some 50 ms. Of the processor alone.
-fn peak(model: &Model) -> Option<f64> {
+/// Floating-point operations a second of products in this precision that the machine can do at most; takes some 50 ms. Of the processor alone.
+fn peak(model: &Model, precision: genus_ops::Precision) -> Option<f64> {
     let on_cpu = |p: &genus_ops::Param| p.tensor().device().is_cpu();
-    model.params().iter().all(on_cpu).then(genus_ops::ceiling::fma_flops)
+    model.params().iter().all(on_cpu).then(|| genus_ops::ceiling::product_flops(precision))
 }
 
 impl<'a> Run<'a> {
@@ -231,9 +231,10 @@ impl<'a> Run<'a> {
             floor: c.lr_floor,
             d_model: model.spec().d_model,
         };
-        let peak = peak(&model);
+        let peak = peak(&model, c.precision);
         let mut trainer = Trainer::new(model, resolved.objective, c.optimizer(), schedule, c.seed)?;
         trainer.set_recompute(c.recompute);
+        trainer.set_precision(c.precision);
         let (first_dev, last_dev, checkpoint, good) = (None, None, None, None);
         Ok(Run { options, resolved, data, trainer, position: 0, first_dev, last_dev, checkpoint, good, peak })
     }
@@ -339,8 +340,8 @@ impl<'a> Run<'a> {
             crate::BatchSize::Sequences(n) => n,
             crate::BatchSize::Tokens(n) => n / self.resolved.context,
         };
-        let model = self.trainer.model();
-        let e = evaluate(model, self.trainer.objective(), &dev.samples, rows, dev.bytes_per_token)?;
+        let (model, precision) = (self.trainer.model(), self.resolved.config.precision);
+        let e = evaluate(model, self.trainer.objective(), &dev.samples, rows, dev.bytes_per_token, precision)?;
         self.last_dev = Some((step, e));
         hooks.on_eval(step, &e);
         hooks.on_model(step, model, &self.data.tokenizer);

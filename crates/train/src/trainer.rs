@@ -2,7 +2,7 @@
 
 use crate::{Error, Objective, Optimizer, OptimizerSettings, Result, Schedule, Targets};
 use genus_models::Model;
-use genus_ops::{Spans, Tape, rng::Key, scalar};
+use genus_ops::{Precision, Spans, Tape, rng::Key, scalar};
 use genus_text::Batch;
 
 /// Repeats: forward, backward, clip, update.
@@ -11,6 +11,7 @@ pub struct Trainer {
     objective: Objective,
     optimizer: Optimizer,
     schedule: Schedule,
+    precision: Precision,
     seed: u64,
     step: u64,
     skipped: u64,
@@ -52,7 +53,23 @@ impl Trainer {
         seed: u64,
     ) -> Result<Self> {
         let optimizer = Optimizer::new(model.params(), settings)?;
-        Ok(Trainer { model, objective, optimizer, schedule, seed, step: 0, skipped: 0, in_a_row: 0, recompute: false })
+        Ok(Trainer {
+            model,
+            objective,
+            optimizer,
+            schedule,
+            seed,
+            step: 0,
+            skipped: 0,
+            in_a_row: 0,
+            recompute: false,
+            precision: Precision::F32,
+        })
+    }
+
+    /// Sets the precision of matrix products; it is f32 at first.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// Lets every layer be recomputed in the backward pass, or not: less memory, more time, the same results bit for bit.
@@ -86,7 +103,8 @@ impl Trainer {
             flops: 0.0,
         };
         for (i, batch) in (0..).zip(batches) {
-            let tape = Tape::training(key.child(i)).with_recompute(self.recompute);
+            let tape = Tape::training(key.child(i));
+            let tape = tape.with_recompute(self.recompute).with_precision(self.precision);
             let loss = self.objective.loss(&self.model, &tape, batch, targets.scales())?;
             let spans = Spans::from_lengths(batch.spans.iter().copied());
             update.flops += self.model.flops(&spans, self.objective.predicted(batch)).training();

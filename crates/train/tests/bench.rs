@@ -1,6 +1,7 @@
 //! The timed training step.
 
 use genus_models::{Dimensions, Model, find_preset};
+use genus_ops::Precision;
 use genus_train::Objective;
 use genus_train::bench::{Timing, natural_batch, random_batch, train_step};
 
@@ -29,7 +30,13 @@ fn steps_train_and_are_counted() {
         let batch = random_batch(m.spec(), objective, 3, 48, 7).unwrap();
         assert_eq!(batch, random_batch(m.spec(), objective, 3, 48, 7).unwrap());
         assert_eq!((batch.ids.len(), batch.spans.len(), batch.examples), (144, 3, 3));
-        let report = train_step(&m, objective, &[batch], Timing { warmup: 2, runs: 5, recompute: false }).unwrap();
+        let report = train_step(
+            &m,
+            objective,
+            &[batch],
+            Timing { warmup: 2, runs: 5, recompute: false, precision: Precision::F32 },
+        )
+        .unwrap();
         assert_eq!((report.seconds.len(), report.losses.len(), report.tokens), (5, 7, 144));
         assert!(report.losses.windows(2).all(|w| w[1] < w[0]), "{preset}: {:?}", report.losses);
         assert!(
@@ -48,9 +55,13 @@ fn arithmetic_is_that_of_the_definition() {
     let lines = [vec![1, 2, 3], vec![4; 10]];
     let batch = natural_batch(Objective::Causal, &lines, 0).unwrap();
     assert_eq!(batch.spans, [3, 10]);
-    let report =
-        train_step(&m, Objective::Causal, &[batch.clone(), batch], Timing { warmup: 0, runs: 1, recompute: false })
-            .unwrap();
+    let report = train_step(
+        &m,
+        Objective::Causal,
+        &[batch.clone(), batch],
+        Timing { warmup: 0, runs: 1, recompute: false, precision: Precision::F32 },
+    )
+    .unwrap();
     // Of a token: 12 d^2 weights a layer and the vocabulary, once forward and twice backward; attention as a triangle.
     let (d, layers, tokens) = (32.0, 2.0, 13.0);
     let seen = (3 * 4 / 2 + 10 * 11 / 2) as f64;
@@ -64,8 +75,13 @@ fn arithmetic_is_that_of_the_definition() {
     // Of a classified sequence: full attention, the pooler and two classes of the first token.
     let m = model("bert-tiny", Objective::Classification);
     let batch = natural_batch(Objective::Classification, &lines, 0).unwrap();
-    let report =
-        train_step(&m, Objective::Classification, &[batch], Timing { warmup: 0, runs: 1, recompute: false }).unwrap();
+    let report = train_step(
+        &m,
+        Objective::Classification,
+        &[batch],
+        Timing { warmup: 0, runs: 1, recompute: false, precision: Precision::Bf16 },
+    )
+    .unwrap();
     let seen = (3 * 3 + 10 * 10) as f64;
     let forward = tokens * layers * 2.0 * 12.0 * d * d + layers * 4.0 * d * seen + 2.0 * 2.0 * d * (d + 2.0);
     assert_eq!(report.flops, 3.0 * forward);
@@ -79,5 +95,13 @@ fn impossible_workloads_are_refused() {
     assert!(error(1, 65).contains("context is 65, expected from 1 to the model's n_ctx = 64"));
     assert!(natural_batch(Objective::Causal, &[vec![1], vec![]], 0).unwrap_err().to_string().contains("number 1"));
     let beyond = natural_batch(Objective::Causal, &[vec![1, 211]], 0).unwrap();
-    assert!(train_step(&m, Objective::Causal, &[beyond], Timing { warmup: 0, runs: 1, recompute: false }).is_err());
+    assert!(
+        train_step(
+            &m,
+            Objective::Causal,
+            &[beyond],
+            Timing { warmup: 0, runs: 1, recompute: false, precision: Precision::F32 }
+        )
+        .is_err()
+    );
 }

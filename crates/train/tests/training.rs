@@ -5,7 +5,7 @@ mod common;
 use common::{Log, assert_same_run, bert, gpt2, metrics, options, resume, text, train, write_text};
 use genus_models::nn::RandomSource;
 use genus_models::{Dimensions, LoadOptions, Model, find_preset};
-use genus_ops::{DType, Device, Tensor, pool, scalar, to_vec};
+use genus_ops::{DType, Device, Precision, Tensor, pool, scalar, to_vec};
 use genus_text::{Batch, Sample, Tokenizer, rng::Key};
 use genus_train::{
     Error, Hooks, Objective, OptimizerSettings, Quiet, Schedule, ScheduleKind, StepInfo, TrainConfig, Trainer, freeze,
@@ -110,15 +110,19 @@ fn the_loss_is_the_mean_over_the_targets() {
 fn the_number_of_threads_changes_no_bit() {
     for (preset, objective) in [("gpt2", Objective::Causal), ("bert-tiny", Objective::Pretraining)] {
         let batch: Batch = samples(objective, &[33, 1, 40, 17, 29, 38]).into_iter().collect();
-        let run = |threads| {
+        let run = |threads, precision| {
             pool::with_threads(threads, || {
                 let mut t = trainer(model(preset, objective, DType::F32, 0.1), objective, 1e-2);
+                t.set_precision(precision);
                 let losses: Vec<u64> =
                     (0..4).map(|_| t.update(std::slice::from_ref(&batch)).unwrap().loss.to_bits()).collect();
                 (losses, weights(&t))
             })
         };
-        assert!(run(1) == run(2), "{preset}");
+        for precision in [Precision::F32, Precision::Bf16] {
+            assert!(run(1, precision) == run(2, precision), "{preset} in {precision}");
+        }
+        assert!(run(1, Precision::F32) != run(1, Precision::Bf16), "{preset}: the precision changes nothing");
     }
 }
 

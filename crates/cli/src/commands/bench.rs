@@ -11,6 +11,7 @@ use genus_infer::bench::{self, Ceilings, Measured, Report, Runs};
 use genus_infer::{EmbedOptions, encode_lines, read_lines};
 use genus_models::{Dimensions, Model, Task, find_preset};
 use genus_nn::Attend;
+use genus_ops::Precision;
 use genus_text::Tokenizer;
 use genus_train::Objective;
 use genus_train::bench::{Timing, natural_batch, random_batch, train_step};
@@ -234,24 +235,26 @@ struct Taken {
 impl Workload {
     fn run(self, context: &Context) -> anyhow::Result<Taken> {
         let global = &context.global()?;
+        let precision = global.precision();
         let (subject, model, workload, measured) = match self {
             Self::Train(b) => b.measure(global)?,
             Self::Forward(b) => b.measure(global)?,
             Self::Prefill(b) => {
                 let (model, _) = b.subject.open(Some(Task::CausalLm), global)?;
-                let measured = bench::prefill(&model, b.prompt_tokens, b.subject.runs())?;
+                let measured = bench::prefill(&model, b.prompt_tokens, precision, b.subject.runs())?;
                 (b.subject, model, format!("prefill {}", b.prompt_tokens), measured)
             }
             Self::Decode(b) => {
                 let (model, _) = b.subject.open(Some(Task::CausalLm), global)?;
-                let measured = bench::decode(&model, b.batch, b.prompt_tokens, b.new_tokens, b.subject.runs())?;
+                let measured =
+                    bench::decode(&model, b.batch, b.prompt_tokens, b.new_tokens, precision, b.subject.runs())?;
                 let workload = format!("decode {}x{} after {}", b.batch, b.new_tokens, b.prompt_tokens);
                 (b.subject, model, workload, measured)
             }
             Self::Tokenize(b) => return b.measure(),
         };
         // After the workload, so that their memory is not the workload's.
-        let report = Report::new(&subject.model, Some(&model), workload, &measured, Ceilings::measure());
+        let report = Report::new(&subject.model, Some(precision), workload, &measured, Ceilings::measure(precision));
         Ok(Taken { report, measured, parameters: Some(model.count()) })
     }
 }
@@ -262,7 +265,7 @@ impl TokenizeBench {
         let lines = read_lines(&self.lines)?;
         let measured = bench::tokenize(&tokenizer, &lines, Runs { warm_up: self.warm_up, timed: self.runs })?;
         let workload = format!("tokenize {} lines", lines.len());
-        let report = Report::new(&self.tokenizer, None, workload, &measured, Ceilings::measure());
+        let report = Report::new(&self.tokenizer, None, workload, &measured, Ceilings::measure(Precision::F32));
         Ok(Taken { report, measured, parameters: None })
     }
 }
@@ -316,7 +319,12 @@ impl TrainBench {
                 (batches, format!("train {objective} {} lines in batches of {}", ids.len(), self.rows.batch))
             }
         };
-        let timing = Timing { warmup: self.subject.warm_up, runs: self.subject.runs, recompute: self.recompute };
+        let timing = Timing {
+            warmup: self.subject.warm_up,
+            runs: self.subject.runs,
+            recompute: self.recompute,
+            precision: global.precision(),
+        };
         let r = train_step(&model, objective, &batches, timing)?;
         let measured = Measured {
             tokenizing_seconds: tokenizing.map(|t| vec![t; r.seconds.len()]),
@@ -343,16 +351,17 @@ impl ForwardBench {
         let runs = self.subject.runs();
         if let Some(file) = &self.rows.lines {
             let tokenizer = self.rows.tokenizer(folder.as_deref())?;
-            let options = match &folder {
+            let mut options = match &folder {
                 Some(folder) => EmbedOptions::open(folder)?,
                 None => EmbedOptions::default(),
             };
+            options.precision = global.precision();
             let lines = read_lines(file)?;
             let measured = bench::lines(&model, &tokenizer, &lines, &options, runs)?;
             return Ok((self.subject, model, format!("forward {} lines", lines.len()), measured));
         }
         let (batch, context) = (self.rows.batch, self.rows.context);
-        let measured = bench::forward(&model, batch, context, runs)?;
+        let measured = bench::forward(&model, batch, context, global.precision(), runs)?;
         Ok((self.subject, model, format!("forward {batch}x{context}"), measured))
     }
 }

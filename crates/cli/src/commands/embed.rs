@@ -49,6 +49,7 @@ impl Embed {
         let mut options = EmbedOptions::open(&opened.folder)?;
         options.pooling = self.pooling.unwrap_or(options.pooling);
         options.normalize = self.normalize.unwrap_or(options.normalize);
+        options.precision = global.precision();
         options.max_tokens = self.max_tokens.or(options.max_tokens);
 
         let mut progress = Progress::new("embedding", Some(lines.len() as u64));

@@ -49,6 +49,7 @@ impl Forward {
             grad: self.grad,
             hidden_states: self.hidden_states,
             segment_length: self.segment_length,
+            precision: global.precision(),
             ..ForwardOptions::default()
         };
         let tensors = forward(&opened.model, &batch, &options)?;

@@ -105,7 +105,9 @@ impl Generate {
         let config = GenerationConfig::open(&opened.folder)?;
 
         interrupt::listen()?;
-        let engine = Engine::new(&opened.model, tokenizer.as_ref())?.with_cancel(interrupt::flag());
+        let engine = Engine::new(&opened.model, tokenizer.as_ref())?
+            .with_cancel(interrupt::flag())
+            .with_precision(global.precision());
         let mut prompts = Vec::new();
         for text in texts {
             let ids = engine.encode(&text)?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use genus_infer::{Engine, GenerateOptions, Request, Sampling};
 use genus_models::Model;
+use genus_ops::Precision;
 use genus_text::{Corpus, CorpusOptions, Tokenizer};
 use genus_train::{CheckpointInfo, Evaluation, Hooks, Outcome, Phase, RunOptions, StartInfo, StepInfo, TrainConfig};
 use serde_json::json;
@@ -47,7 +48,7 @@ impl Quickstart {
         if !context.json {
             anstream::eprintln!("\x1b[1mquickstart\x1b[0m: a small GPT-2, trained from nothing on {about}");
         }
-        let config = self.config(global.seed);
+        let config = TrainConfig { precision: global.precision(), ..self.config(global.seed) };
         let options = RunOptions {
             output,
             corpus: Some(corpus),
@@ -55,8 +56,13 @@ impl Quickstart {
             device: Some(global.device()?),
         };
         interrupt::listen()?;
-        let mut hooks =
-            Show { inner: TrainHooks::new(context.json), steps: self.steps, samples: Vec::new(), seed: global.seed };
+        let mut hooks = Show {
+            inner: TrainHooks::new(context.json),
+            steps: self.steps,
+            samples: Vec::new(),
+            seed: global.seed,
+            precision: global.precision(),
+        };
         let outcome = genus_train::train(&config, &options, &mut hooks);
         hooks.inner.finish();
         let outcome = outcome?;
@@ -119,6 +125,7 @@ struct Show {
     steps: u64,
     samples: Vec<Sample>,
     seed: u64,
+    precision: Precision,
 }
 
 /// A prompt and what the model made of it.
@@ -146,7 +153,7 @@ impl Hooks for Show {
 
     fn on_model(&mut self, step: u64, model: &Model, tokenizer: &Tokenizer) {
         if step == self.steps {
-            match samples(model, tokenizer, self.seed) {
+            match samples(model, tokenizer, self.seed, self.precision) {
                 Ok(samples) => self.samples = samples,
                 Err(error) => self.inner.on_message(&format!("no samples: {error}")),
             }
@@ -163,8 +170,8 @@ impl Hooks for Show {
 }
 
 /// Three continuations: of nothing, and of two beginnings that most texts of code or English know.
-fn samples(model: &Model, tokenizer: &Tokenizer, seed: u64) -> anyhow::Result<Vec<Sample>> {
-    let engine = Engine::new(model, Some(tokenizer))?;
+fn samples(model: &Model, tokenizer: &Tokenizer, seed: u64, precision: Precision) -> anyhow::Result<Vec<Sample>> {
+    let engine = Engine::new(model, Some(tokenizer))?.with_precision(precision);
     let prompts = ["", "The ", "    let "];
     let mut requests = Vec::new();
     for prompt in prompts {

@@ -93,6 +93,17 @@ impl Train {
             .into());
         }
         let device = Some(context.global()?.device()?);
+        if let Some(precision) = context.global.precision {
+            let of_run = TrainConfig::read(&run.join("config.toml"))?.precision;
+            if of_run != precision.into() {
+                return Err(Usage(format!(
+                    "--precision {}: the run is in {of_run} ({}), and goes on in it; leave --precision out",
+                    genus_ops::Precision::from(precision),
+                    run.join("config.toml").display()
+                ))
+                .into());
+            }
+        }
         let corpus = if run.join("config.toml").is_file() { built_in(run)? } else { None };
         let options = RunOptions { output: run.to_owned(), corpus, stop: Some(Arc::clone(interrupt::flag())), device };
         interrupt::listen()?;
@@ -116,8 +127,8 @@ fn built_in(run: &Path) -> anyhow::Result<Option<Corpus>> {
 /// The training library's configuration from the layers; what no layer says keeps the library's default.
 pub(crate) fn config(layers: &Layers) -> anyhow::Result<TrainConfig> {
     let keys = [Training::KEYS, Data::KEYS];
-    let seed = Global::KEYS.iter().filter(|k| k.field == "seed");
-    let table = layers.table(keys.into_iter().flatten().chain(seed));
+    let global = Global::KEYS.iter().filter(|k| matches!(k.field, "seed" | "precision"));
+    let table = layers.table(keys.into_iter().flatten().chain(global));
     let mut config: TrainConfig = table.try_into().context("the options do not make a configuration")?;
     // Only the weights' folder was named: it is the model, too.
     if config.model.is_empty()

@@ -154,8 +154,8 @@ mod tests {
     fn every_option_of_the_library_is_a_flag_and_the_defaults_agree() {
         let library = serde_json::to_value(TrainConfig::default()).unwrap();
         let fields: BTreeSet<&str> = library.as_object().unwrap().keys().map(String::as_str).collect();
-        let seed = Global::KEYS.iter().filter(|k| k.field == "seed");
-        let flags: BTreeSet<&str> = Training::KEYS.iter().chain(Data::KEYS).chain(seed).map(|k| k.field).collect();
+        let global = Global::KEYS.iter().filter(|k| matches!(k.field, "seed" | "precision"));
+        let flags: BTreeSet<&str> = Training::KEYS.iter().chain(Data::KEYS).chain(global).map(|k| k.field).collect();
         assert_eq!(fields, flags);
 
         let mut layers = Layers::new();

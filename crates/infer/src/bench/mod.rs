@@ -11,7 +11,7 @@ use crate::{Engine, Error, GenerateOptions, Request, Result};
 use genus_models::{Flops, Input, Model, StackSpec};
 use genus_nn::Tying;
 use genus_ops::rng::mix64;
-use genus_ops::{Spans, Tape};
+use genus_ops::{Precision, Spans, Tape};
 use genus_text::Tokenizer;
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ fn fits(model: &Model, name: &'static str, n: usize, limit: usize) -> Result<()>
 ///
 /// # Errors
 /// When a size cannot be or the model fails.
-pub fn forward(model: &Model, batch: usize, context: usize, runs: Runs) -> Result<Measured> {
+pub fn forward(model: &Model, batch: usize, context: usize, precision: Precision, runs: Runs) -> Result<Measured> {
     positive("batch", batch)?;
     fits(model, "context", context, model.spec().n_ctx)?;
     let sequences: Vec<Vec<u32>> = (0..batch).map(|i| ids(model, context, i as u64)).collect();
@@ -61,7 +61,7 @@ pub fn forward(model: &Model, batch: usize, context: usize, runs: Runs) -> Resul
     let predicted = if model.lm_head().is_ok() { input.ids.len() } else { 0 };
     measure(runs, || {
         let start = Instant::now();
-        let tape = Tape::inference();
+        let tape = Tape::inference().with_precision(precision);
         let hidden = model.hidden(&tape, &input, None, false)?;
         if predicted > 0 {
             std::hint::black_box(model.lm_head()?.logits(&tape, &hidden.last)?);
@@ -125,9 +125,9 @@ pub fn tokenize(tokenizer: &Tokenizer, lines: &[String], runs: Runs) -> Result<M
 ///
 /// # Errors
 /// When a size cannot be, or the model does not predict the next token.
-pub fn prefill(model: &Model, prompt_tokens: usize, runs: Runs) -> Result<Measured> {
+pub fn prefill(model: &Model, prompt_tokens: usize, precision: Precision, runs: Runs) -> Result<Measured> {
     fits(model, "prompt_tokens", prompt_tokens, model.spec().n_ctx)?;
-    let engine = Engine::new(model, None)?;
+    let engine = Engine::new(model, None)?.with_precision(precision);
     let options = GenerateOptions { max_new_tokens: 1, ..Default::default() };
     let request = Request { prompt: ids(model, prompt_tokens, 0), options };
     let flops = model.flops(&Spans::single(prompt_tokens), 1).forward;
@@ -144,11 +144,18 @@ pub fn prefill(model: &Model, prompt_tokens: usize, runs: Runs) -> Result<Measur
 ///
 /// # Errors
 /// When a size cannot be, or the model does not predict the next token.
-pub fn decode(model: &Model, batch: usize, prompt_tokens: usize, new_tokens: usize, runs: Runs) -> Result<Measured> {
+pub fn decode(
+    model: &Model,
+    batch: usize,
+    prompt_tokens: usize,
+    new_tokens: usize,
+    precision: Precision,
+    runs: Runs,
+) -> Result<Measured> {
     positive("batch", batch)?;
     positive("prompt_tokens", prompt_tokens)?;
     fits(model, "new_tokens", new_tokens, model.spec().n_ctx.saturating_sub(prompt_tokens))?;
-    let engine = Engine::new(model, None)?.with_step_tokens(usize::MAX);
+    let engine = Engine::new(model, None)?.with_step_tokens(usize::MAX).with_precision(precision);
     let options = GenerateOptions { max_new_tokens: new_tokens + 1, ..Default::default() };
     let flops: f64 = (0..new_tokens).map(|i| Flops::decode(model.spec(), prompt_tokens + i)).sum();
     let bytes = weights_read(model) as f64 * new_tokens as f64;
@@ -203,13 +210,13 @@ mod tests {
     fn workloads_count_their_work() {
         let runs = Runs { warm_up: 1, timed: 3 };
         let gpt2 = tiny("gpt2", Task::CausalLm);
-        let m = forward(&gpt2, 2, 5, runs).unwrap();
+        let m = forward(&gpt2, 2, 5, Precision::F32, runs).unwrap();
         assert_eq!((m.tokens, m.seconds.len(), m.bytes), (10, 3, None));
         assert_eq!(m.flops, gpt2.flops(&Spans::from_lengths([5, 5]), 10).forward);
         assert_eq!(m.operations.iter().map(|e| e.flops).sum::<f64>(), 3.0 * m.flops);
-        let m = prefill(&gpt2, 16, runs).unwrap();
+        let m = prefill(&gpt2, 16, Precision::Bf16, runs).unwrap();
         assert_eq!((m.tokens, m.flops), (16, gpt2.flops(&Spans::single(16), 1).forward));
-        let m = decode(&gpt2, 3, 4, 6, runs).unwrap();
+        let m = decode(&gpt2, 3, 4, 6, Precision::F32, runs).unwrap();
         assert_eq!(m.tokens, 18);
         // Every product of the six steps, none of the prompts'.
         assert_eq!(m.operations.iter().map(|e| e.flops).sum::<f64>(), 3.0 * m.flops);
@@ -229,11 +236,11 @@ mod tests {
         let gpt2 = tiny("gpt2", Task::CausalLm);
         let runs = Runs::default();
         for (result, name) in [
-            (forward(&gpt2, 1, 17, runs), "context: found 17, expected at most 16"),
-            (forward(&gpt2, 0, 1, runs), "batch: found 0"),
-            (prefill(&gpt2, 0, runs), "prompt_tokens: found 0"),
-            (decode(&gpt2, 1, 10, 7, runs), "new_tokens: found 7, expected at most 6"),
-            (forward(&gpt2, 1, 1, Runs { warm_up: 0, timed: 0 }), "runs: found 0"),
+            (forward(&gpt2, 1, 17, Precision::F32, runs), "context: found 17, expected at most 16"),
+            (forward(&gpt2, 0, 1, Precision::F32, runs), "batch: found 0"),
+            (prefill(&gpt2, 0, Precision::F32, runs), "prompt_tokens: found 0"),
+            (decode(&gpt2, 1, 10, 7, Precision::F32, runs), "new_tokens: found 7, expected at most 6"),
+            (forward(&gpt2, 1, 1, Precision::F32, Runs { warm_up: 0, timed: 0 }), "runs: found 0"),
         ] {
             let message = result.unwrap_err().to_string();
             assert!(message.contains(name), "{message}");

@@ -2,7 +2,7 @@
 
 use super::{Runs, Timed};
 use crate::{Error, Result};
-use genus_models::Model;
+use genus_ops::Precision;
 use genus_ops::profile::{self, Entry};
 use serde::{Deserialize, Serialize};
 
@@ -122,7 +122,7 @@ fn peak() -> Option<u64> {
 /// The machine's ceilings, with the threads and the kernel level in force.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ceilings {
-    /// Of multiply-adds in registers.
+    /// Of multiply-adds in registers; in bf16 of its pairs, where the level in force multiplies those.
     pub flops_per_second: f64,
     /// Of reading memory.
     pub bytes_per_second: f64,
@@ -130,9 +130,9 @@ pub struct Ceilings {
 
 impl Ceilings {
     /// Measures them; takes about a second. To be called after the workload, so that its memory does not count as the workload's.
-    pub fn measure() -> Self {
+    pub fn measure(precision: Precision) -> Self {
         Ceilings {
-            flops_per_second: genus_ops::ceiling::fma_flops(),
+            flops_per_second: genus_ops::ceiling::product_flops(precision),
             bytes_per_second: genus_ops::ceiling::read_bytes(),
         }
     }
@@ -145,7 +145,7 @@ pub struct Report {
     pub workload: String,
     /// Preset or folder.
     pub model: String,
-    /// Element type of the arithmetic.
+    /// Precision of matrix products: f32 or bf16.
     pub precision: String,
     /// Threads of the kernels.
     pub threads: usize,
@@ -178,21 +178,20 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report of what was measured; `name` is the preset or folder, `workload` says what was run. Without a model (where text
-    /// was tokenised), the precision is `-`.
+    /// A report of what was measured; `name` is the preset or folder, `workload` says what was run. Without a precision (where text
+    /// was tokenised), it is `-`.
     pub fn new(
         name: &str,
-        model: Option<&Model>,
+        precision: Option<Precision>,
         workload: impl Into<String>,
         m: &Measured,
         ceilings: Ceilings,
     ) -> Self {
         let median = m.median();
-        let dtype = model.map_or("-", |m| m.params().first().map_or("f32", |p| p.tensor().dtype().as_str()));
         Report {
             workload: workload.into(),
             model: name.to_owned(),
-            precision: dtype.to_owned(),
+            precision: precision.map_or("-", Precision::name).to_owned(),
             threads: genus_ops::pool::threads(),
             kernel_level: genus_ops::level().name().to_owned(),
             tokens_per_second: m.tokens as f64 / median,

@@ -18,7 +18,7 @@ pub(crate) use sampling::argmax;
 use crate::{Error, Result};
 use genus_models::{Input, Model, SequenceCache, Task};
 use genus_nn::Attend;
-use genus_ops::{Path, Spans, Tape, gather_rows, to_vec};
+use genus_ops::{Path, Precision, Spans, Tape, gather_rows, to_vec};
 use genus_text::Tokenizer;
 use sampling::Sampler;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,6 +93,7 @@ pub struct Engine<'a> {
     bos: Option<u32>,
     cancel: Option<&'a AtomicBool>,
     path: Path,
+    precision: Precision,
     step_tokens: usize,
 }
 
@@ -106,7 +107,15 @@ impl<'a> Engine<'a> {
         let named = model.config_field("bos_token_id").and_then(|v| v.as_u64()).and_then(|n| u32::try_from(n).ok());
         let bos = named.or_else(|| tokenizer.and_then(|t| t.special().bos));
         let bos = bos.filter(|&id| (id as usize) < model.spec().vocab_size);
-        Ok(Engine { model, tokenizer, bos, cancel: None, path: Path::default(), step_tokens: 2048 })
+        Ok(Engine {
+            model,
+            tokenizer,
+            bos,
+            cancel: None,
+            path: Path::default(),
+            precision: Precision::default(),
+            step_tokens: 2048,
+        })
     }
 
     /// Looks at `flag` before every forward pass; once it is set, the running sequences end as [`FinishReason::Cancelled`].
@@ -118,6 +127,12 @@ impl<'a> Engine<'a> {
     /// Operations run another way: for checks.
     pub fn with_path(mut self, path: Path) -> Self {
         self.path = path;
+        self
+    }
+
+    /// Another precision of matrix products than f32.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 
@@ -185,7 +200,7 @@ impl<'a> Engine<'a> {
     }
 
     fn tape(&self) -> Tape {
-        Tape::inference().with_path(self.path)
+        Tape::inference().with_path(self.path).with_precision(self.precision)
     }
 
     /// The tokens that a prompt stands for, checked.

@@ -9,7 +9,7 @@ use batch::Ragged;
 use candle_core::{DType, Device, Tensor};
 use genus_models::{Model, Task};
 use genus_nn::{ClassTargets, Hidden};
-use genus_ops::{IGNORE, Path, Tape, Value, weighted_sum};
+use genus_ops::{IGNORE, Path, Precision, Tape, Value, weighted_sum};
 
 /// What to compute beside the task's outputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct ForwardOptions {
     pub segment_length: Option<usize>,
     /// How operations run.
     pub path: Path,
+    /// Precision of matrix products.
+    pub precision: Precision,
 }
 
 /// Runs `batch` through the model, without dropout, for the task that it was loaded for. Returns names and f32 tensors on the CPU:
@@ -41,9 +43,10 @@ pub fn forward(model: &Model, batch: &PaddedBatch, options: &ForwardOptions) -> 
         return Err(Error::option("segment_length", n, expected));
     }
     let ragged = batch.ragged(model)?;
-    let tape = if options.grad { Tape::recording() } else { Tape::inference() }.with_path(options.path);
+    let tape = if options.grad { Tape::recording() } else { Tape::inference() };
+    let tape = tape.with_path(options.path).with_precision(options.precision);
     let hidden = model.hidden(&tape, &ragged.input, None, options.hidden_states)?;
-    let mut out = Outputs { batch, path: options.path, tensors: Vec::new() };
+    let mut out = Outputs { batch, options: *options, tensors: Vec::new() };
     let loss = out.heads(&tape, model, &hidden, &ragged)?;
     if let Some(loss) = &loss {
         let value = loss.tensor().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.sum_all()?;
@@ -68,11 +71,16 @@ pub fn forward(model: &Model, batch: &PaddedBatch, options: &ForwardOptions) -> 
 
 struct Outputs<'a> {
     batch: &'a PaddedBatch,
-    path: Path,
+    options: ForwardOptions,
     tensors: Vec<(String, Tensor)>,
 }
 
 impl Outputs<'_> {
+    /// A tape that records nothing.
+    fn plain(&self) -> Tape {
+        Tape::inference().with_path(self.options.path).with_precision(self.options.precision)
+    }
+
     /// The outputs of the task's heads, and its loss where there are labels.
     fn heads(&mut self, tape: &Tape, model: &Model, hidden: &Hidden, ragged: &Ragged) -> Result<Option<Value>> {
         let (task, x, spans) = (model.task(), &hidden.last, &ragged.input.spans);
@@ -80,7 +88,7 @@ impl Outputs<'_> {
         if task.predicts_tokens() {
             let head = model.lm_head()?;
             let name = if task == Task::Pretraining { "prediction_logits" } else { "logits" };
-            let logits = head.logits(&Tape::inference().with_path(self.path), &Value::constant(x.tensor().clone()))?;
+            let logits = head.logits(&self.plain(), &Value::constant(x.tensor().clone()))?;
             self.tokens(name.into(), &logits)?;
             if let Some(targets) = &ragged.token_labels {
                 losses.push(head.loss(tape, x, targets, mean(targets), 0.0)?);
@@ -90,8 +98,7 @@ impl Outputs<'_> {
             let pooled = model.pooler()?.forward(tape, x, spans)?;
             let head = model.next_sentence()?;
             let name = if task == Task::Pretraining { "seq_relationship_logits" } else { "logits" };
-            let plain = Tape::inference().with_path(self.path);
-            let logits = head.logits(&plain, &Value::constant(pooled.tensor().clone()))?;
+            let logits = head.logits(&self.plain(), &Value::constant(pooled.tensor().clone()))?;
             self.push(name.into(), logits.tensor())?;
             if let Some(targets) = &ragged.pair_labels {
                 losses.push(head.loss(tape, &pooled, ClassTargets::One(targets), mean(targets))?);
@@ -100,7 +107,7 @@ impl Outputs<'_> {
         if task == Task::SequenceClassification {
             let summary = model.summary(tape, x, &ragged.input)?;
             let head = model.classifier()?;
-            let plain = Tape::inference().with_path(self.path);
+            let plain = self.plain();
             let logits = head.logits(&plain, &Value::constant(summary.tensor().clone()))?;
             self.push("logits".into(), logits.tensor())?;
             if let Some(labels) = &ragged.class_labels {

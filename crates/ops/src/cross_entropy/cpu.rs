@@ -4,7 +4,6 @@
 #![allow(unsafe_code)]
 
 use super::IGNORE;
-use crate::Activation;
 use crate::array::{SendPtr, uninit};
 use crate::linear::Layout;
 use crate::linear::cpu::{Sizes, column_sums, forward as project, input_gradient, lanes, load, store, weight_gradient};
@@ -12,6 +11,7 @@ use crate::pool;
 use crate::profile::{Operation, running};
 use crate::rows::cpu::gather;
 use crate::simd::{Simd, kernel, math};
+use crate::{Activation, Precision};
 
 /// Rows whose logits exist together, unless the vocabulary is so large that [`MAX_LOGITS`] allows fewer.
 const ROWS: usize = 1024;
@@ -28,6 +28,7 @@ pub(crate) struct Head<'a> {
     pub bias: Option<&'a [f32]>,
     pub smoothing: f64,
     pub scale: f64,
+    pub precision: Precision,
 }
 
 /// Where the gradients that are wanted go; all of each is written.
@@ -147,7 +148,7 @@ pub(crate) fn forward(h: &Head<'_>, x: &[f32], targets: &[i32], mut wanted: Want
             gathered = g;
             &gathered[..]
         };
-        let s = Sizes { n, d_in: d, d_out: vocab };
+        let s = Sizes { n, d_in: d, d_out: vocab, precision: h.precision };
         let logits = &mut logits[..n * vocab];
         project(s, x, h.weight, h.layout, h.bias, Activation::Identity, None, logits);
         each_row(h, chunk, targets, gradient, logits, &mut losses);
@@ -257,6 +258,7 @@ mod tests {
                     bias: ignore.then_some(&b[..]),
                     smoothing,
                     scale: 1.0 / n as f64,
+                    precision: Precision::F32,
                 };
                 let targets: Vec<i32> =
                     (0..n).map(|i| if ignore && i % 3 == 0 && n > 1 { IGNORE } else { (i * 31 % v) as i32 }).collect();
@@ -291,7 +293,16 @@ mod tests {
     #[test]
     fn without_targets_all_is_zero() {
         let w = data(12, 1);
-        let h = Head { d: 3, vocab: 4, weight: &w, layout: Layout::OutIn, bias: None, smoothing: 0.0, scale: 1.0 };
+        let h = Head {
+            d: 3,
+            vocab: 4,
+            weight: &w,
+            layout: Layout::OutIn,
+            bias: None,
+            smoothing: 0.0,
+            scale: 1.0,
+            precision: Precision::F32,
+        };
         let (mut dx, mut dw) = (vec![7.0; 6], vec![7.0; 12]);
         let wanted = Wanted { x: Some(&mut dx), weight: Some(&mut dw), bias: None };
         assert_eq!(forward(&h, &data(6, 2), &[IGNORE, IGNORE], wanted), 0.0);
@@ -302,7 +313,16 @@ mod tests {
     fn a_nan_in_the_input_reaches_the_loss() {
         every_level(|| {
             let w = data(3 * 50, 1);
-            let h = Head { d: 3, vocab: 50, weight: &w, layout: Layout::OutIn, bias: None, smoothing: 0.0, scale: 1.0 };
+            let h = Head {
+                d: 3,
+                vocab: 50,
+                weight: &w,
+                layout: Layout::OutIn,
+                bias: None,
+                smoothing: 0.0,
+                scale: 1.0,
+                precision: Precision::F32,
+            };
             assert!(forward(&h, &[f32::NAN, 0.0, 0.0], &[1], Wanted::default()).is_nan());
         });
     }

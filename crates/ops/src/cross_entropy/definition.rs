@@ -20,7 +20,12 @@ pub(crate) fn cross_entropy(
     targets: &[i32],
 ) -> Result<Tensor> {
     let logits = linear(&t[0], &t[1], t.get(2), layout, crate::Activation::Identity)?;
-    let log_p = log_softmax(&logits)?;
+    loss(&logits, smoothing, scale, targets)
+}
+
+/// The loss of given logits.
+pub(crate) fn loss(logits: &Tensor, smoothing: f64, scale: f64, targets: &[i32]) -> Result<Tensor> {
+    let log_p = log_softmax(logits)?;
     let kept: Vec<f32> = targets.iter().map(|&t| if t == IGNORE { 0.0 } else { 1.0 }).collect();
     let index: Vec<u32> = targets.iter().map(|&t| t.max(0) as u32).collect();
     let n = targets.len();

@@ -4,8 +4,8 @@ pub(crate) mod cpu;
 pub(crate) mod definition;
 
 use crate::array::{tensor, uninit, with_slice_mut, with_slices};
-use crate::linear::{Layout, matrix, vector};
-use crate::{Error, Result, Tape, Tensor, Value};
+use crate::linear::{Layout, by_definition, matrix, vector};
+use crate::{Activation, Error, Precision, Result, Tape, Tensor, Value};
 
 /// Target of a row that does not count.
 pub const IGNORE: i32 = -100;
@@ -55,6 +55,11 @@ pub fn cross_entropy(tape: &Tape, x: &Value, p: &Projection<'_>, targets: &[i32]
     if tape.kernel(x.tensor()) {
         return kernel(tape, &inputs, p, targets, [n, d, vocab]);
     }
+    if tape.precision() == Precision::Bf16 {
+        let logits = by_definition(tape, &inputs, p.layout, Activation::Identity)?;
+        let [y] = tape.composed(&[&logits], |t| Ok([definition::loss(&t[0], p.smoothing, p.scale, targets)?]))?;
+        return Ok(y);
+    }
     let [y] =
         tape.composed(&inputs, |t| Ok([definition::cross_entropy(t, p.layout, p.smoothing, p.scale, targets)?]))?;
     Ok(y)
@@ -93,6 +98,7 @@ fn kernel(
             bias: p.bias.is_some().then_some(b),
             smoothing: p.smoothing,
             scale: p.scale,
+            precision: tape.precision(),
         };
         let mut run = |weight: Option<&mut [f32]>, bias: Option<&mut [f32]>| {
             cpu::forward(&head, x, targets, cpu::Wanted { x: dx.as_deref_mut(), weight, bias })

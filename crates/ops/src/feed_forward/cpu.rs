@@ -3,31 +3,32 @@
 
 #![allow(unsafe_code)]
 
-use crate::Activation;
 use crate::array::SendPtr;
 use crate::gemm::Epilogue;
 use crate::linear::Layout;
 use crate::linear::cpu::{self as linear, Sizes, lanes, load, store, value, value_and_slope};
 use crate::simd::Simd;
+use crate::{Activation, Precision};
 
-/// Rows and widths of the network.
+/// Rows and widths of the network, and the precision of its products.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub n: usize,
     pub d_model: usize,
     pub d_ff: usize,
     pub d_out: usize,
+    pub precision: Precision,
 }
 
 impl Shape {
     /// The first map, and the gate's.
     pub fn up(self) -> Sizes {
-        Sizes { n: self.n, d_in: self.d_model, d_out: self.d_ff }
+        Sizes { n: self.n, d_in: self.d_model, d_out: self.d_ff, precision: self.precision }
     }
 
     /// The second map.
     pub fn down(self) -> Sizes {
-        Sizes { n: self.n, d_in: self.d_ff, d_out: self.d_out }
+        Sizes { n: self.n, d_in: self.d_ff, d_out: self.d_out, precision: self.precision }
     }
 }
 
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn hidden_gradient_is_that_of_the_two_maps() {
-        let s = Shape { n: 30, d_model: 9, d_ff: 45, d_out: 13 };
+        let s = Shape { n: 30, d_model: 9, d_ff: 45, d_out: 13, precision: Precision::F32 };
         let (x, up, down) = (data(s.n * 9, 1), data(9 * 45, 2), data(45 * 13, 3));
         let (up_bias, down_bias, dy) = (data(45, 4), data(13, 5), data(s.n * 13, 6));
         for layout in [Layout::InOut, Layout::OutIn] {
@@ -219,7 +220,7 @@ mod tests {
 
     #[test]
     fn gated_gradients_are_those_of_the_three_maps() {
-        let s = Shape { n: 30, d_model: 9, d_ff: 45, d_out: 13 };
+        let s = Shape { n: 30, d_model: 9, d_ff: 45, d_out: 13, precision: Precision::F32 };
         let (x, dy, [w_gate, w_up]) = (data(s.n * 9, 1), data(s.n * 13, 2), [3, 4].map(|i| data(9 * 45, i)));
         let (w_down, gate_bias, up_bias, down_bias) = (data(45 * 13, 5), data(45, 6), data(45, 7), data(13, 8));
         for layout in [Layout::InOut, Layout::OutIn] {
@@ -243,7 +244,7 @@ mod tests {
                         let gated: Vec<f32> = dh.iter().zip(&up).map(|(a, b)| a * b).collect();
                         linear::activation_gradient(f, &gate, &gated, &mut expected);
                         dgate.iter().zip(&expected).for_each(|(a, b)| close(*a, *b as f64, 1e-7));
-                        let one = Sizes { n: s.n * 45, d_in: 1, d_out: 1 };
+                        let one = Sizes { n: s.n * 45, d_in: 1, d_out: 1, precision: s.precision };
                         linear::forward(one, &gate, &[1.0], Layout::InOut, None, f, None, &mut open);
                         dup.iter().zip(open.iter().zip(&dh)).for_each(|(a, (o, d))| close(*a, (o * d) as f64, 1e-7));
                         [y, dgate, dup, hidden]

@@ -3,8 +3,8 @@
 use super::{cpu, definition, shape};
 use crate::array::{tensor, uninit, with_slices};
 use crate::linear::cpu as maps;
-use crate::linear::{Layout, vector};
-use crate::{Activation, Error, Result, Tape, Value};
+use crate::linear::{Layout, by_definition, vector};
+use crate::{Activation, Error, Precision, Result, Tape, Value};
 
 /// The weights of a gated feed-forward network.
 pub struct Gated<'a> {
@@ -36,7 +36,7 @@ pub struct Gated<'a> {
 /// When shapes do not fit.
 pub fn gated_feed_forward(tape: &Tape, x: &Value, w: &Gated<'_>) -> Result<Value> {
     const OP: &str = "gated feed-forward";
-    let s = shape(OP, x, w.up, w.down, w.layout)?;
+    let s = shape(tape, OP, x, w.up, w.down, w.layout)?;
     if w.gate.dims() != w.up.dims() {
         return Err(Error::shape(OP, "gate", w.gate.dims(), format!("{:?}", w.up.dims())));
     }
@@ -50,6 +50,17 @@ pub fn gated_feed_forward(tape: &Tape, x: &Value, w: &Gated<'_>) -> Result<Value
     }
     if tape.kernel(x.tensor()) {
         return kernel(tape, [x, w.gate, w.up, w.down], biases, w.layout, w.activation, s);
+    }
+    if tape.precision() == Precision::Bf16 {
+        let map = |x: &Value, weight: &Value, bias: Option<&Value>, f| {
+            let mut inputs = vec![x, weight];
+            inputs.extend(bias);
+            by_definition(tape, &inputs, w.layout, f)
+        };
+        let gate = map(x, w.gate, w.gate_bias, w.activation)?;
+        let up = map(x, w.up, w.up_bias, Activation::Identity)?;
+        let [hidden] = tape.composed(&[&gate, &up], |t| Ok([t[0].mul(&t[1])?]))?;
+        return map(&hidden, w.down, w.down_bias, Activation::Identity);
     }
     let mut inputs = vec![x, w.gate, w.up, w.down];
     inputs.extend(biases.iter().flatten());
@@ -67,7 +78,7 @@ fn kernel(
     f: Activation,
     s: cpu::Shape,
 ) -> Result<Value> {
-    let cpu::Shape { n, d_model, d_ff, d_out } = s;
+    let cpu::Shape { n, d_model, d_ff, d_out, .. } = s;
     let mut inputs = main.to_vec();
     inputs.extend(biases.iter().flatten());
     let [x, gate, up, down] = main.map(|v| v.tensor().clone());

@@ -10,8 +10,8 @@ pub use gated::{Gated, gated_feed_forward};
 
 use crate::array::{tensor, uninit, with_slices};
 use crate::linear::cpu as maps;
-use crate::linear::{Layout, matrix, vector};
-use crate::{Activation, Error, Result, Tape, Value};
+use crate::linear::{Layout, by_definition, matrix, vector};
+use crate::{Activation, Error, Precision, Result, Tape, Value};
 
 /// The weights of a dense feed-forward network.
 pub struct Dense<'a> {
@@ -38,7 +38,7 @@ pub struct Dense<'a> {
 /// When shapes do not fit.
 pub fn feed_forward(tape: &Tape, x: &Value, w: &Dense<'_>) -> Result<Value> {
     const OP: &str = "feed-forward";
-    let s = shape(OP, x, w.up, w.down, w.layout)?;
+    let s = shape(tape, OP, x, w.up, w.down, w.layout)?;
     vector(OP, "up bias", w.up_bias, s.d_ff)?;
     vector(OP, "down bias", w.down_bias, s.d_out)?;
     let (layout, activation) = (w.layout, w.activation);
@@ -46,12 +46,16 @@ pub fn feed_forward(tape: &Tape, x: &Value, w: &Dense<'_>) -> Result<Value> {
     if tape.kernel(x.tensor()) {
         return kernel(tape, &inputs, layout, activation, s);
     }
+    if tape.precision() == Precision::Bf16 {
+        let hidden = by_definition(tape, &[x, w.up, w.up_bias], layout, activation)?;
+        return by_definition(tape, &[&hidden, w.down, w.down_bias], layout, Activation::Identity);
+    }
     let [y] = tape.composed(&inputs, |t| Ok([definition::feed_forward(t, layout, activation)?]))?;
     Ok(y)
 }
 
-/// The network's sizes, where `x`, the map into the inner layer and the one out of it fit.
-fn shape(op: &'static str, x: &Value, up: &Value, down: &Value, layout: Layout) -> Result<cpu::Shape> {
+/// The network's sizes and precision, where `x`, the map into the inner layer and the one out of it fit.
+fn shape(tape: &Tape, op: &'static str, x: &Value, up: &Value, down: &Value, layout: Layout) -> Result<cpu::Shape> {
     let (n, d) = matrix(op, "x", x)?;
     let (d_model, d_ff) = layout.dims(op, up)?;
     let (f, d_out) = layout.dims(op, down)?;
@@ -61,12 +65,12 @@ fn shape(op: &'static str, x: &Value, up: &Value, down: &Value, layout: Layout) 
     if f != d_ff {
         return Err(Error::shape(op, "down", down.dims(), format!("{:?}", layout.shape(d_ff, d_out))));
     }
-    Ok(cpu::Shape { n, d_model, d_ff, d_out })
+    Ok(cpu::Shape { n, d_model, d_ff, d_out, precision: tape.precision() })
 }
 
 /// The kernel path; `inputs`: x, up, up bias, down, down bias.
 fn kernel(tape: &Tape, inputs: &[&Value; 5], layout: Layout, f: Activation, s: cpu::Shape) -> Result<Value> {
-    let cpu::Shape { n, d_model, d_ff, d_out } = s;
+    let cpu::Shape { n, d_model, d_ff, d_out, .. } = s;
     let [x, up, up_bias, down, down_bias] = inputs.map(|v| v.tensor().clone());
     let mut y = uninit(n * d_out);
     let mut hidden = uninit(n * d_ff);

@@ -1,5 +1,6 @@
 //! The innermost product, and products of small matrices inside other kernels.
 
+use super::step::{Step, Whole};
 use crate::simd::Simd;
 
 /// What a tile's chains start from.
@@ -13,15 +14,15 @@ pub(crate) enum Start {
 /// Steps of depth by which B is prefetched.
 const AHEAD: usize = 12;
 
-/// The innermost product: `R` rows by two vectors, the accumulators in registers.
+/// The innermost product: `R` rows by two vectors over `kc` steps, the accumulators in registers.
 ///
-/// Element `(i, p)` of A is at `a + i * ARS + p * AKS`; row `p` of B at `b + p * ldb`; `nr` columns are stored.
+/// Step `(i, p)` of A is at `a + i * ARS + p * AKS`; row `p` of B at `b + p * ldb`; `nr` columns are stored.
 ///
 /// # Safety
 /// All elements exist. Two whole vectors of each row of B are readable if `padded`, else `nr` floats.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn micro<S: Simd, const R: usize, const ARS: usize, const AKS: usize>(
+pub(crate) unsafe fn micro<S: Simd, T: Step<S>, const R: usize, const ARS: usize, const AKS: usize>(
     nr: usize,
     padded: bool,
     kc: usize,
@@ -66,8 +67,8 @@ pub(crate) unsafe fn micro<S: Simd, const R: usize, const ARS: usize, const AKS:
                 let ap = a.add(p * AKS);
                 for (i, row) in acc.iter_mut().enumerate() {
                     let x = S::splat(*ap.add(i * ARS));
-                    row[0] = S::fma(x, b0, row[0]);
-                    row[1] = S::fma(x, b1, row[1]);
+                    row[0] = T::dot(x, b0, row[0]);
+                    row[1] = T::dot(x, b1, row[1]);
                 }
             }
         } else {
@@ -77,8 +78,8 @@ pub(crate) unsafe fn micro<S: Simd, const R: usize, const ARS: usize, const AKS:
                 let ap = a.add(p * AKS);
                 for (i, row) in acc.iter_mut().enumerate() {
                     let x = S::splat(*ap.add(i * ARS));
-                    row[0] = S::fma(x, b0, row[0]);
-                    row[1] = S::fma(x, b1, row[1]);
+                    row[0] = T::dot(x, b0, row[0]);
+                    row[1] = T::dot(x, b1, row[1]);
                 }
             }
         }
@@ -138,7 +139,7 @@ pub(crate) unsafe fn multiply<S: Simd, const ARS: usize, const AKS: usize>(
                     let cp = c.add((i0 + i) * ldc + j);
                     macro_rules! go {
                         ($r:literal) => {{
-                            micro::<S, $r, ARS, AKS>(nr, padded, k, ap, bp, ldb, cp, ldc, start);
+                            micro::<S, Whole, $r, ARS, AKS>(nr, padded, k, ap, bp, ldb, cp, ldc, start);
                             i += $r;
                         }};
                     }

@@ -1,8 +1,11 @@
-//! Matrix products in f32 whose order of summation is fixed: every element of the result is one chain of fused multiply-adds
+//! Matrix products with f32 sums whose order of summation is fixed: every element of the result is one chain of fused multiply-adds
 //! over the depth, from 0 up, started from 0, the bias or the element's old value.
 //!
 //! So a row's result depends neither on the number of threads, nor on the rows that share the call, nor on the blocking. That
 //! is what batch-invariant serving, cached decoding and exact resuming stand on.
+//!
+//! In bf16 the operands are rounded while they are packed: where the processor multiplies pairs of bf16, a packed step holds two
+//! elements of the depth and the chain is one of pairs; elsewhere it holds one f32 and the chain is that of f32.
 //!
 //! Structure (Goto and van de Geijn 2008): a block of B, at most [`DEPTH`] deep and small enough for the L2 cache, is packed
 //! into panels two vectors wide; panels of a few rows of A are packed for the L1 cache; a microkernel multiplies the two with all
@@ -12,16 +15,24 @@
 
 mod few;
 pub(crate) mod micro;
+mod pack;
+pub(crate) mod step;
 
+use crate::Precision;
 use crate::array::SendPtr;
 use crate::pool;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Level, Portable, Simd, level};
 use micro::{Start, micro};
+use pack::{pack_b, pack_columns, pack_rows};
 use std::cell::RefCell;
+#[cfg(target_arch = "x86_64")]
+use step::NativePairs;
+pub(crate) use step::round_bf16;
+use step::{Step, Whole};
 
-/// Depth of a block.
+/// Depth of a block in steps.
 const DEPTH: usize = 384;
 /// Distance of the rows of a packed row-major A panel: not a multiple of the L1 cache's 4 KiB, so that rows do not evict each other.
 const A_STRIDE: usize = DEPTH + 16;
@@ -107,9 +118,19 @@ thread_local! {
 /// # Safety
 /// The views and `c` cover the stated shapes, and `c` overlaps neither of the inputs.
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn gemm(m: usize, n: usize, k: usize, a: Mat, b: Mat, c: *mut f32, ldc: usize, init: Init<'_>) {
+pub(crate) unsafe fn gemm(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Mat,
+    b: Mat,
+    c: *mut f32,
+    ldc: usize,
+    init: Init<'_>,
+    precision: Precision,
+) {
     // SAFETY: the caller's promise.
-    unsafe { gemm_then(m, n, k, a, b, c, ldc, init, ()) }
+    unsafe { gemm_then(m, n, k, a, b, c, ldc, init, precision, ()) }
 }
 
 /// `c = a b`, all row-major, for `a` `[m, k]` and `b` `[k, n]`, each stored transposed if said so: the product that the
@@ -118,11 +139,22 @@ pub(crate) unsafe fn gemm(m: usize, n: usize, k: usize, a: Mat, b: Mat, c: *mut 
 /// # Panics
 /// When a slice's length does not fit.
 #[allow(clippy::too_many_arguments)]
-pub fn product([m, n, k]: [usize; 3], a: &[f32], a_transposed: bool, b: &[f32], b_transposed: bool, c: &mut [f32]) {
+pub fn product(
+    precision: Precision,
+    [m, n, k]: [usize; 3],
+    a: &[f32],
+    a_transposed: bool,
+    b: &[f32],
+    b_transposed: bool,
+    c: &mut [f32],
+) {
     assert!(a.len() == m * k && b.len() == k * n && c.len() == m * n);
     let view = |x: &[f32], rows, cols, t| if t { Mat::rows(x.as_ptr(), rows).t() } else { Mat::rows(x.as_ptr(), cols) };
     // SAFETY: sizes checked above.
-    unsafe { gemm(m, n, k, view(a, m, k, a_transposed), view(b, k, n, b_transposed), c.as_mut_ptr(), n, Init::Zero) }
+    unsafe {
+        let (a, b) = (view(a, m, k, a_transposed), view(b, k, n, b_transposed));
+        gemm(m, n, k, a, b, c.as_mut_ptr(), n, Init::Zero, precision)
+    }
 }
 
 /// As [`gemm`], with something done to each row segment of C when it is complete.
@@ -139,6 +171,7 @@ pub(crate) unsafe fn gemm_then<E: Epilogue>(
     c: *mut f32,
     ldc: usize,
     init: Init<'_>,
+    precision: Precision,
     epilogue: E,
 ) {
     if m == 0 || n == 0 {
@@ -146,7 +179,7 @@ pub(crate) unsafe fn gemm_then<E: Epilogue>(
     }
     let level = level();
     let (width, widest) = match level {
-        Level::Avx512 => (32, 512),
+        Level::Avx512 | Level::Bf16 => (32, 512),
         _ => (16, 256),
     };
     // Units of work: blocks of columns times ranges of rows, enough of them to keep the threads busy, but each large enough
@@ -163,7 +196,8 @@ pub(crate) unsafe fn gemm_then<E: Epilogue>(
     let row_parts = if blocks < threads && m >= 96 { row_parts.max(threads) } else { row_parts };
     let part = m.div_ceil(row_parts).next_multiple_of(12);
     let row_parts = m.div_ceil(part);
-    let is_few = m <= few::most(b);
+    let rounded = precision == Precision::Bf16;
+    let is_few = !rounded && m <= few::most(b);
     let (block, blocks, part, row_parts) = if is_few {
         let block = few::block(n, k, b, threads);
         (block, n.div_ceil(block), m, 1)
@@ -189,12 +223,15 @@ pub(crate) unsafe fn gemm_then<E: Epilogue>(
             let then = (epilogue, i0, j0);
             SCRATCH.with(|s| {
                 let s = &mut *s.borrow_mut();
+                let step = Whole { rounded };
                 match level {
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx512 => unit_avx512(mb, nb, k, a, b, c, ldc, init, s, then),
+                    Level::Bf16 if rounded => unit_bf16(mb, nb, k, a, b, c, ldc, init, s, then),
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx2 => unit_avx2(mb, nb, k, a, b, c, ldc, init, s, then),
-                    _ => unit::<Portable, 4, E>(mb, nb, k, a, b, c, ldc, init, s, then),
+                    Level::Avx512 | Level::Bf16 => unit_avx512(step, mb, nb, k, a, b, c, ldc, init, s, then),
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx2 => unit_avx2(step, mb, nb, k, a, b, c, ldc, init, s, then),
+                    _ => unit::<Portable, Whole, 4, E>(step, mb, nb, k, a, b, c, ldc, init, s, then),
                 }
             });
         }
@@ -207,9 +244,29 @@ pub(crate) unsafe fn gemm_then<E: Epilogue>(
 }
 
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+#[allow(clippy::too_many_arguments)]
+unsafe fn unit_bf16<E: Epilogue>(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Mat,
+    b: Mat,
+    c: *mut f32,
+    ldc: usize,
+    init: Init<'_>,
+    s: &mut Scratch,
+    then: (E, usize, usize),
+) {
+    // SAFETY: AVX-512 with BF16 is enabled here; the rest is the caller's promise.
+    unsafe { unit::<Avx512, NativePairs, 12, E>(NativePairs, m, n, k, a, b, c, ldc, init, s, then) }
+}
+
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 #[allow(clippy::too_many_arguments)]
 unsafe fn unit_avx512<E: Epilogue>(
+    step: Whole,
     m: usize,
     n: usize,
     k: usize,
@@ -222,13 +279,14 @@ unsafe fn unit_avx512<E: Epilogue>(
     then: (E, usize, usize),
 ) {
     // SAFETY: AVX-512 is enabled here; the rest is the caller's promise.
-    unsafe { unit::<Avx512, 12, E>(m, n, k, a, b, c, ldc, init, s, then) }
+    unsafe { unit::<Avx512, Whole, 12, E>(step, m, n, k, a, b, c, ldc, init, s, then) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 #[allow(clippy::too_many_arguments)]
 unsafe fn unit_avx2<E: Epilogue>(
+    step: Whole,
     m: usize,
     n: usize,
     k: usize,
@@ -241,13 +299,14 @@ unsafe fn unit_avx2<E: Epilogue>(
     then: (E, usize, usize),
 ) {
     // SAFETY: AVX2 and FMA are enabled here; the rest is the caller's promise.
-    unsafe { unit::<Avx2, 6, E>(m, n, k, a, b, c, ldc, init, s, then) }
+    unsafe { unit::<Avx2, Whole, 6, E>(step, m, n, k, a, b, c, ldc, init, s, then) }
 }
 
 /// One unit of work on one thread.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn unit<S: Simd, const MR: usize, E: Epilogue>(
+unsafe fn unit<S: Simd, T: Step<S>, const MR: usize, E: Epilogue>(
+    kind: T,
     m: usize,
     n: usize,
     k: usize,
@@ -259,7 +318,7 @@ unsafe fn unit<S: Simd, const MR: usize, E: Epilogue>(
     scratch: &mut Scratch,
     (epilogue, i_first, j_first): (E, usize, usize),
 ) {
-    if m <= few::most(b) {
+    if kind.plain() && m <= few::most(b) {
         // SAFETY: the caller's promise.
         unsafe {
             few::unit::<S>(m, n, k, a, b, c, ldc, init);
@@ -272,66 +331,71 @@ unsafe fn unit<S: Simd, const MR: usize, E: Epilogue>(
     let width = 2 * S::LANES;
     let panels = n.div_ceil(width);
     // With few rows, packing B costs more than it saves, if its rows can be read as they lie.
-    let direct = b.col == 1 && m <= 2 * MR;
+    let direct = kind.plain() && b.col == 1 && m <= 2 * MR;
     let row_major = a.col == 1;
     // Rows that are packed together: of a transposed A as many as fill whole cache lines.
     let together = if row_major { MR } else { COLUMNS };
+    // The depth in steps.
+    let depth = k.div_ceil(T::DEPTH);
     scratch.a.resize((16 * A_STRIDE).max((DEPTH + 16) * COLUMNS), 0.0);
     if !direct {
-        let need = panels * width * DEPTH.min(k.max(1));
+        let need = panels * width * DEPTH.min(depth.max(1));
         if scratch.b.len() < need {
             scratch.b.resize(need, 0.0);
         }
     }
     // SAFETY: indices stay inside the unit's shapes by construction of the loops.
     unsafe {
-        let mut p0 = 0;
+        let mut s0 = 0;
         loop {
-            let kc = DEPTH.min(k - p0);
+            // Steps of this block, its first element of the depth, and its elements.
+            let sc = DEPTH.min(depth - s0);
+            let p0 = s0 * T::DEPTH;
+            let kc = (sc * T::DEPTH).min(k - p0);
             if !direct {
                 for j in 0..panels {
                     let nr = width.min(n - j * width);
-                    let dst = scratch.b.as_mut_ptr().add(j * width * kc);
-                    pack_b::<S>(kc, nr, b.at(p0, j * width), b, dst);
+                    let dst = scratch.b.as_mut_ptr().add(j * width * sc);
+                    pack_b::<S, T>(kind, kc, nr, b.at(p0, j * width), b, dst);
                 }
             }
             let start = match init {
-                _ if p0 > 0 => Start::Old,
+                _ if s0 > 0 => Start::Old,
                 Init::Zero => Start::Zero,
                 Init::Accumulate => Start::Old,
                 Init::Bias(bias) => Start::Bias(bias.as_ptr()),
             };
-            let next_group = kc * MR + 16;
+            let next_group = sc * MR + 16;
             let mut first = 0;
             while first < m {
                 let rows = together.min(m - first);
                 let packed = scratch.a.as_mut_ptr();
                 if row_major {
-                    pack_rows(rows, kc, a.at(first, p0), a.row, packed);
+                    pack_rows::<S, T>(kind, rows, kc, a.at(first, p0), a.row, packed);
                 } else {
-                    pack_columns::<S, MR>(rows, kc, a.at(first, p0), a, packed, next_group);
+                    pack_columns::<S, T, MR>(kind, rows, kc, a.at(first, p0), a, packed, next_group);
                 }
                 // The lines that the next packing reads are asked for while this one is multiplied.
                 let after = together.min(m - first - rows);
                 let next = a.ptr.wrapping_add((first + rows) * a.row + p0 * a.col);
                 let (lines, across) = if row_major { (kc.div_ceil(16), after) } else { (kc, after.div_ceil(16)) };
-                let steps = panels * rows.div_ceil(MR);
-                let mut step = 0;
+                let tiles = panels * rows.div_ceil(MR);
+                let mut done = 0;
                 for i0 in (first..first + rows).step_by(MR) {
                     let mr = MR.min(first + rows - i0);
                     for j in 0..panels {
                         let nr = width.min(n - j * width);
-                        for l in (step * lines / steps)..((step + 1) * lines / steps) {
+                        for l in (done * lines / tiles)..((done + 1) * lines / tiles) {
                             for r in 0..across {
                                 let at = if row_major { r * a.row + l * 16 } else { l * a.col + r * 16 };
                                 S::prefetch(next.wrapping_add(at));
                             }
                         }
-                        step += 1;
+                        done += 1;
                         let (bp, ldb) = if direct {
                             (b.at(p0, j * width), b.row)
                         } else {
-                            (scratch.b.as_ptr().add(j * width * kc), width)
+                            (scratch.b.as_ptr().add(j * width * sc), width)
                         };
                         let ap = if row_major { packed } else { packed.add((i0 - first) / MR * next_group) };
                         let cp = c.add(i0 * ldc + j * width);
@@ -339,9 +403,9 @@ unsafe fn unit<S: Simd, const MR: usize, E: Epilogue>(
                             Start::Bias(bias) => Start::Bias(bias.add(j * width)),
                             other => other,
                         };
-                        tile::<S, MR>(mr, nr, !direct, kc, ap, row_major, bp, ldb, cp, ldc, start);
+                        tile::<S, T, MR>(mr, nr, !direct, sc, ap, row_major, bp, ldb, cp, ldc, start);
                     }
-                    if p0 + kc >= k {
+                    if s0 + sc >= depth {
                         for i in i0..i0 + mr {
                             epilogue.row::<S>(i_first + i, j_first, n, c.add(i * ldc));
                         }
@@ -349,87 +413,9 @@ unsafe fn unit<S: Simd, const MR: usize, E: Epilogue>(
                 }
                 first += rows;
             }
-            p0 += kc;
-            if p0 >= k {
+            s0 += sc;
+            if s0 >= depth {
                 return;
-            }
-        }
-    }
-}
-
-/// Packs `kc` rows of a panel of B, `nr` columns wide, padded with zeros to two vectors.
-#[inline(always)]
-unsafe fn pack_b<S: Simd>(kc: usize, nr: usize, src: *const f32, b: Mat, dst: *mut f32) {
-    let width = 2 * S::LANES;
-    // SAFETY: the panel's elements exist in B, and dst has room for kc * width floats.
-    unsafe {
-        if b.col == 1 && nr == width {
-            for p in 0..kc {
-                let row = src.add(p * b.row);
-                S::store(dst.add(p * width), S::load(row));
-                S::store(dst.add(p * width + S::LANES), S::load(row.add(S::LANES)));
-            }
-        } else if b.row == 1 && nr == width {
-            let whole = kc / S::LANES * S::LANES;
-            for p in (0..whole).step_by(S::LANES) {
-                for half in 0..2 {
-                    let rows = src.add(half * S::LANES * b.col + p);
-                    S::transpose(rows, b.col, dst.add(p * width + half * S::LANES), width);
-                }
-            }
-            for p in whole..kc {
-                for j in 0..width {
-                    *dst.add(p * width + j) = *src.add(j * b.col + p);
-                }
-            }
-        } else {
-            for p in 0..kc {
-                for j in 0..width {
-                    *dst.add(p * width + j) = if j < nr { *src.add(p * b.row + j * b.col) } else { 0.0 };
-                }
-            }
-        }
-    }
-}
-
-/// Packs a panel of a row-major A: its rows one after the other.
-#[inline(always)]
-unsafe fn pack_rows(mr: usize, kc: usize, src: *const f32, stride: usize, dst: *mut f32) {
-    for i in 0..mr {
-        // SAFETY: the rows exist in A, and dst has room for 16 rows of A_STRIDE floats.
-        unsafe { std::ptr::copy_nonoverlapping(src.add(i * stride), dst.add(i * A_STRIDE), kc) };
-    }
-}
-
-/// Packs up to [`COLUMNS`] rows of a transposed A, whose elements lie side by side for each depth, into groups of `MR` rows,
-/// `next` floats apart, each depth-major.
-#[inline(always)]
-unsafe fn pack_columns<S: Simd, const MR: usize>(
-    rows: usize,
-    kc: usize,
-    src: *const f32,
-    a: Mat,
-    dst: *mut f32,
-    next: usize,
-) {
-    // SAFETY: the elements exist in A; each group has room for kc * MR floats and one vector more.
-    unsafe {
-        if a.row == 1 && rows == COLUMNS {
-            for p in 0..kc {
-                let from = src.add(p * a.col);
-                let to = dst.add(p * MR);
-                // Whole vectors are stored: what is too much is overwritten by the next depth's.
-                for g in 0..COLUMNS / MR - 1 {
-                    S::store(to.add(g * next), S::load(from.add(g * MR)));
-                }
-                let g = COLUMNS / MR - 1;
-                S::store(to.add(g * next), S::load_n(from.add(g * MR), MR));
-            }
-        } else {
-            for p in 0..kc {
-                for i in 0..rows {
-                    *dst.add(i / MR * next + p * MR + i % MR) = *src.add(i * a.row + p * a.col);
-                }
             }
         }
     }
@@ -438,7 +424,7 @@ unsafe fn pack_columns<S: Simd, const MR: usize>(
 /// Multiplies a packed panel of A with a panel of B, whatever the number of rows left.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn tile<S: Simd, const MR: usize>(
+unsafe fn tile<S: Simd, T: Step<S>, const MR: usize>(
     mr: usize,
     nr: usize,
     padded: bool,
@@ -457,9 +443,9 @@ unsafe fn tile<S: Simd, const MR: usize>(
                 // SAFETY: the caller's promise for mr rows.
                 $($r if $r <= MR => unsafe {
                     if row_major {
-                        micro::<S, $r, A_STRIDE, 1>(nr, padded, kc, a, b, ldb, c, ldc, start)
+                        micro::<S, T, $r, A_STRIDE, 1>(nr, padded, kc, a, b, ldb, c, ldc, start)
                     } else {
-                        micro::<S, $r, 1, MR>(nr, padded, kc, a, b, ldb, c, ldc, start)
+                        micro::<S, T, $r, 1, MR>(nr, padded, kc, a, b, ldb, c, ldc, start)
                     }
                 },)*
                 _ => {}

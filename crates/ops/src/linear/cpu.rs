@@ -8,7 +8,7 @@ use crate::array::SendPtr;
 use crate::gemm::{Epilogue, Init, Mat, gemm, gemm_then};
 use crate::profile::{Operation, running};
 use crate::simd::{Simd, kernel, math};
-use crate::{Activation, pool};
+use crate::{Activation, Precision, pool};
 
 /// `f(x)` on a vector.
 ///
@@ -145,12 +145,13 @@ fn weight(w: &[f32], layout: Layout, d_in: usize, d_out: usize) -> Mat {
     }
 }
 
-/// Sizes of a map: rows, inputs, outputs.
+/// Sizes of a map (rows, inputs, outputs), and the precision of its products.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
     pub n: usize,
     pub d_in: usize,
     pub d_out: usize,
+    pub precision: Precision,
 }
 
 impl Sizes {
@@ -199,13 +200,13 @@ pub(crate) unsafe fn forward_then<E: Epilogue>(
     c: SendPtr,
     then: E,
 ) {
-    let Sizes { n, d_in, d_out } = s;
+    let Sizes { n, d_in, d_out, precision } = s;
     assert!(x.len() == n * d_in && bias.is_none_or(|b| b.len() == d_out));
     let _running = running(Operation::LinearForward, s.flops());
     let init = bias.map_or(Init::Zero, Init::Bias);
     let (a, b) = (Mat::rows(x.as_ptr(), d_in), weight(w, layout, d_in, d_out));
     // SAFETY: sizes checked here and in `weight`; the rest is the caller's promise.
-    unsafe { gemm_then(n, d_out, d_in, a, b, c.0, d_out, init, then) }
+    unsafe { gemm_then(n, d_out, d_in, a, b, c.0, d_out, init, precision, then) }
 }
 
 /// `dx (+)= dy W^T`.
@@ -227,17 +228,17 @@ pub(crate) unsafe fn input_gradient_then<E: Epilogue>(
     accumulate: bool,
     then: E,
 ) {
-    let Sizes { n, d_in, d_out } = s;
+    let Sizes { n, d_in, d_out, precision } = s;
     assert!(dy.len() == n * d_out && dx.len() == n * d_in);
     let _running = running(Operation::LinearInput, s.flops());
     let (a, b) = (Mat::rows(dy.as_ptr(), d_out), weight(w, layout, d_in, d_out).t());
     // SAFETY: sizes checked here and in `weight`; the epilogue is the caller's promise.
-    unsafe { gemm_then(n, d_in, d_out, a, b, dx.as_mut_ptr(), d_in, Init::accumulate(accumulate), then) }
+    unsafe { gemm_then(n, d_in, d_out, a, b, dx.as_mut_ptr(), d_in, Init::accumulate(accumulate), precision, then) }
 }
 
 /// `dW (+)= x^T dy` in the weight's layout.
 pub(crate) fn weight_gradient(s: Sizes, x: &[f32], dy: &[f32], layout: Layout, dw: &mut [f32], accumulate: bool) {
-    let Sizes { n, d_in, d_out } = s;
+    let Sizes { n, d_in, d_out, precision } = s;
     assert!(x.len() == n * d_in && dy.len() == n * d_out && dw.len() == d_in * d_out);
     let _running = running(Operation::LinearWeight, s.flops());
     let (x, dy) = (Mat::rows(x.as_ptr(), d_in), Mat::rows(dy.as_ptr(), d_out));
@@ -245,8 +246,8 @@ pub(crate) fn weight_gradient(s: Sizes, x: &[f32], dy: &[f32], layout: Layout, d
     // SAFETY: sizes checked above.
     unsafe {
         match layout {
-            Layout::InOut => gemm(d_in, d_out, n, x.t(), dy, dw.as_mut_ptr(), d_out, init),
-            Layout::OutIn => gemm(d_out, d_in, n, dy.t(), x, dw.as_mut_ptr(), d_in, init),
+            Layout::InOut => gemm(d_in, d_out, n, x.t(), dy, dw.as_mut_ptr(), d_out, init, precision),
+            Layout::OutIn => gemm(d_out, d_in, n, dy.t(), x, dw.as_mut_ptr(), d_in, init, precision),
         }
     }
 }
@@ -352,7 +353,16 @@ mod tests {
         let n = x.len();
         every_level(|| {
             let (mut y, mut slope) = (vec![0.0; n], vec![0.0; n]);
-            forward(Sizes { n, d_in: 1, d_out: 1 }, &x, &[1.0], Layout::InOut, None, Activation::Silu, None, &mut y);
+            forward(
+                Sizes { n, d_in: 1, d_out: 1, precision: Precision::F32 },
+                &x,
+                &[1.0],
+                Layout::InOut,
+                None,
+                Activation::Silu,
+                None,
+                &mut y,
+            );
             activation_gradient(Activation::Silu, &x, &vec![1.0; n], &mut slope);
             for ((&x, &y), &slope) in x.iter().zip(&y).zip(&slope) {
                 let s = 1.0 / (1.0 + (-x as f64).exp());
@@ -366,8 +376,8 @@ mod tests {
 
     #[test]
     fn forward_and_backward_against_f64() {
-        for s in [Sizes { n: 5, d_in: 7, d_out: 33 }, Sizes { n: 70, d_in: 40, d_out: 20 }] {
-            let Sizes { n, d_in, d_out } = s;
+        for (n, d_in, d_out) in [(5, 7, 33), (70, 40, 20)] {
+            let s = Sizes { n, d_in, d_out, precision: Precision::F32 };
             let (x, b, dy) = (data(n * d_in, 1), data(d_out, 3), data(n * d_out, 4));
             for (f, layout) in ALL.into_iter().flat_map(|f| [(f, Layout::InOut), (f, Layout::OutIn)]) {
                 let w: Vec<f32> = data(d_in * d_out, 2).iter().map(|w| 0.2 * w).collect();
@@ -419,7 +429,7 @@ mod tests {
         every_level(|| {
             for f in ALL {
                 let mut y = [0.0; 3];
-                let s = Sizes { n: 1, d_in: 1, d_out: 3 };
+                let s = Sizes { n: 1, d_in: 1, d_out: 3, precision: Precision::F32 };
                 forward(s, &[f32::NAN], &[1.0; 3], Layout::InOut, None, f, None, &mut y);
                 assert!(y.iter().all(|y| y.is_nan()), "{f:?}");
             }

@@ -4,7 +4,7 @@ pub(crate) mod cpu;
 pub(crate) mod definition;
 
 use crate::array::{tensor, uninit, with_slices};
-use crate::{Activation, Error, Result, Tape, Value};
+use crate::{Activation, Error, Precision, Result, Tape, Value};
 
 /// How a weight matrix lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,15 +75,29 @@ pub fn linear(
     let mut inputs = vec![x, weight];
     inputs.extend(bias);
     if tape.kernel(x.tensor()) {
-        return kernel(tape, &inputs, layout, activation, cpu::Sizes { n, d_in, d_out });
+        let s = cpu::Sizes { n, d_in, d_out, precision: tape.precision() };
+        return kernel(tape, &inputs, layout, activation, s);
     }
-    let [y] = tape.composed(&inputs, |t| Ok([definition::linear(&t[0], &t[1], t.get(2), layout, activation)?]))?;
+    by_definition(tape, &inputs, layout, activation)
+}
+
+/// The definition on the tape; `inputs`: x, weight and perhaps bias. In bf16 the product's backward is written out, since it
+/// rounds the output's gradient, which candle's own would not.
+pub(crate) fn by_definition(tape: &Tape, inputs: &[&Value], layout: Layout, activation: Activation) -> Result<Value> {
+    if tape.precision() == Precision::Bf16 {
+        let product = definition::rounded_product(tape, inputs[0], inputs[1], layout)?;
+        let mut inputs = inputs[1..].to_vec();
+        inputs[0] = &product;
+        let [y] = tape.composed(&inputs, |t| Ok([definition::finish(&t[0], t.get(1), activation)?]))?;
+        return Ok(y);
+    }
+    let [y] = tape.composed(inputs, |t| Ok([definition::linear(&t[0], &t[1], t.get(2), layout, activation)?]))?;
     Ok(y)
 }
 
 /// The kernel path; `inputs`: x, weight and perhaps bias.
 fn kernel(tape: &Tape, inputs: &[&Value], layout: Layout, f: Activation, s: cpu::Sizes) -> Result<Value> {
-    let cpu::Sizes { n, d_in, d_out } = s;
+    let cpu::Sizes { n, d_in, d_out, .. } = s;
     let (x, w) = (inputs[0].tensor().clone(), inputs[1].tensor().clone());
     let bias = inputs.get(2).map(|b| b.tensor());
     let keep_pre = f != Activation::Identity && tape.tracks(inputs);

@@ -104,6 +104,18 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn round_bf16(a: __m256) -> __m256 {
+        unsafe {
+            let bits = _mm256_castps_si256(a);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(a, a));
+            let all = _mm256_blendv_epi8(up, quiet, nan);
+            _mm256_castsi256_ps(_mm256_and_si256(all, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const f32) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }

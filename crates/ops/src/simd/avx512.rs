@@ -96,6 +96,17 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
+    unsafe fn round_bf16(a: __m512) -> __m512 {
+        unsafe {
+            let bits = _mm512_castps_si512(a);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let all = _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a), quiet);
+            _mm512_castsi512_ps(_mm512_and_si512(all, _mm512_set1_epi32(0xffff_0000_u32 as i32)))
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const f32) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
@@ -127,5 +138,51 @@ impl Simd for Avx512 {
                 _mm512_storeu_ps(dst.add((12 + c) * dst_stride), _mm512_shuffle_f32x4::<0xdd>(b, e));
             }
         }
+    }
+}
+
+/// Where a pair's halves stand in the result of the conversion of two vectors: lane i of the first, lane i of the second.
+static INTERLEAVE: [u16; 32] = {
+    let mut at = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        (at[2 * i], at[2 * i + 1]) = (i as u16, 16 + i as u16);
+        i += 1;
+    }
+    at
+};
+
+/// Lane by lane a pair of bf16, `first` in the low half.
+///
+/// # Safety
+/// AVX-512 with BW and BF16 is available.
+#[inline(always)]
+pub(crate) unsafe fn pairs_across_bf16(first: __m512, second: __m512) -> __m512 {
+    // SAFETY: the caller's promise; the table has 64 bytes, and both vector types are 64 bytes of plain bits.
+    unsafe {
+        let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
+        _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_loadu_si512(INTERLEAVE.as_ptr().cast()), halves))
+    }
+}
+
+/// 32 consecutive numbers, 16 in each vector, as 16 pairs of bf16.
+///
+/// # Safety
+/// As [`pairs_across_bf16`].
+#[inline(always)]
+pub(crate) unsafe fn pairs_along_bf16(first: __m512, second: __m512) -> __m512 {
+    // SAFETY: the caller's promise; both vector types are 64 bytes of plain bits.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) }
+}
+
+/// `c` plus the two products of each lane's pairs.
+///
+/// # Safety
+/// As [`pairs_across_bf16`].
+#[inline(always)]
+pub(crate) unsafe fn dot_bf16(a: __m512, b: __m512, c: __m512) -> __m512 {
+    // SAFETY: the caller's promise; both vector types are 64 bytes of plain bits.
+    unsafe {
+        _mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b))
     }
 }

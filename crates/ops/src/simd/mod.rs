@@ -14,7 +14,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::Avx512;
+pub(crate) use avx512::{Avx512, dot_bf16, pairs_across_bf16, pairs_along_bf16};
 pub(crate) use portable::Portable;
 
 /// The instruction sets that kernels are compiled for.
@@ -26,6 +26,8 @@ pub enum Level {
     Avx2,
     /// AVX-512 (F, BW, DQ, VL).
     Avx512,
+    /// AVX-512 with the products of bf16 pairs (AVX512_BF16). In f32 it is the same as [`Level::Avx512`], bit for bit.
+    Bf16,
 }
 
 impl Level {
@@ -35,6 +37,7 @@ impl Level {
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Bf16 => "bf16",
         }
     }
 
@@ -53,6 +56,9 @@ impl Level {
                     _ => is_x86_feature_detected!("avx512vl"),
                 }) {
                     levels.push(Level::Avx512);
+                    if is_x86_feature_detected!("avx512bf16") {
+                        levels.push(Level::Bf16);
+                    }
                 }
             }
         }
@@ -61,7 +67,7 @@ impl Level {
 }
 
 /// The level in force: the machine's highest, or a lower one named by the environment variable `GENUS_SIMD`
-/// (`portable`, `avx2`, `avx512`; a level that the machine lacks falls back to its highest).
+/// (`portable`, `avx2`, `avx512`, `bf16`; a level that the machine lacks falls back to its highest).
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     let base = *LEVEL.get_or_init(|| {
@@ -137,6 +143,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Sum of the lanes, in an order fixed per level.
     unsafe fn reduce_add(a: Self::V) -> f32;
     unsafe fn reduce_max(a: Self::V) -> f32;
+    /// The nearest value that bf16 holds, ties to even; NaN stays NaN.
+    unsafe fn round_bf16(a: Self::V) -> Self::V;
     /// Asks for a cache line.
     unsafe fn prefetch(p: *const f32);
     /// Writes the transpose of the `LANES` rows `src + i * src_stride` (each of `LANES` floats) to `dst + j * dst_stride`.
@@ -176,7 +184,7 @@ macro_rules! kernel {
                 }
                 match $crate::simd::level() {
                     // SAFETY: `level` returns only levels that the machine has.
-                    $crate::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::simd::Level::Avx512 | $crate::simd::Level::Bf16 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::simd::Level::Portable => {}

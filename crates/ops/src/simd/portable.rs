@@ -105,5 +105,9 @@ impl Simd for Portable {
         a.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
+    unsafe fn round_bf16(a: Self::V) -> Self::V {
+        a.map(crate::gemm::round_bf16)
+    }
+    #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
 }

@@ -24,6 +24,7 @@ impl Tape {
             nodes: Cell::new(0),
             recording,
             path: self.path,
+            precision: self.precision,
             dropout: self.dropout,
             draws: Cell::new(self.draws.get()),
             recompute: false,
