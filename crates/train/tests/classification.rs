@@ -2,7 +2,7 @@
 
 use genus_models::nn::RandomSource;
 use genus_models::{Dimensions, Labels, LoadOptions, Model, Problem, Task, find_preset};
-use genus_ops::{DType, Device, Tape, scalar, to_vec};
+use genus_ops::{DType, Device, Precision, Tape, scalar, to_vec};
 use genus_text::{Batch, Sample, SequenceLabel};
 use genus_train::{Objective, OptimizerSettings, Schedule, ScheduleKind, Trainer, evaluate};
 
@@ -66,9 +66,10 @@ fn labels_of_every_kind_are_learned() {
         for (labels, of) in kinds.clone() {
             let (samples, name) = (samples(of), format!("{preset} {:?}", labels.problem()));
             let m = model(preset, labels);
-            let before = evaluate(&m, Objective::Classification, &samples, 7, None).unwrap();
+            let before = evaluate(&m, Objective::Classification, &samples, 7, None, Precision::F32).unwrap();
             let trainer = train(m, &samples, 120);
-            let after = evaluate(trainer.model(), Objective::Classification, &samples, 48, None).unwrap();
+            let after =
+                evaluate(trainer.model(), Objective::Classification, &samples, 48, None, Precision::F32).unwrap();
             assert_eq!((after.targets, after.pair_loss), (48, None));
             assert!(after.dev_loss < 0.2 * before.dev_loss, "{name}: {before:?} {after:?}");
         }
