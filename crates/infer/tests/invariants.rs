@@ -103,18 +103,18 @@ fn alone(precision: Precision) {
 fn classes_alone_are_those_of_any_batch() {
     let all = sequences();
     let classifiers = models().into_iter().filter(|m| m.task() == Task::SequenceClassification);
-    let logits = |model: &Model, sequences: &[Vec<u32>]| {
-        let (tape, input) = (Tape::inference(), Input::from_sequences(sequences));
+    let logits = |model: &Model, sequences: &[Vec<u32>], precision| {
+        let (tape, input) = (Tape::inference().with_precision(precision), Input::from_sequences(sequences));
         let hidden = model.hidden(&tape, &input, None, false).unwrap().last;
         let summary = model.summary(&tape, &hidden, &input).unwrap();
         to_vec(model.classifier().unwrap().logits(&tape, &summary).unwrap().tensor()).unwrap()
     };
     let mut count = 0;
     for model in classifiers {
-        at_every_level(|| {
-            let together = logits(&model, &all);
+        at_every_level(|precision| {
+            let together = logits(&model, &all, precision);
             for (i, s) in all.iter().enumerate() {
-                let alone = logits(&model, std::slice::from_ref(s));
+                let alone = logits(&model, std::slice::from_ref(s), precision);
                 same_bits(&alone, &together[2 * i..2 * i + 2], &format!("{} {i}", name(&model)));
             }
         });
