@@ -103,6 +103,55 @@ impl Epilogue for () {
     unsafe fn row<S: Simd>(self, _: usize, _: usize, _: usize, _: *mut f32) {}
 }
 
+/// An epilogue behind a pointer, so that the products are compiled once, whatever follows them.
+trait Rows: Sync {
+    /// Epilogue of `count` rows from `i` on, `ldc` apart.
+    ///
+    /// # Safety
+    /// As [`Epilogue::row`] for each row.
+    unsafe fn rows(&self, i: usize, j: usize, count: usize, n: usize, c: *mut f32, ldc: usize);
+}
+
+impl<E: Epilogue> Rows for E {
+    unsafe fn rows(&self, i: usize, j: usize, count: usize, n: usize, c: *mut f32, ldc: usize) {
+        // SAFETY: the caller's promise; `level` returns only levels that the machine has.
+        unsafe {
+            match level() {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 | Level::Bf16 => rows_avx512(*self, i, j, count, n, c, ldc),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => rows_avx2(*self, i, j, count, n, c, ldc),
+                _ => rows::<Portable, E>(*self, i, j, count, n, c, ldc),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rows<S: Simd, E: Epilogue>(e: E, i: usize, j: usize, count: usize, n: usize, c: *mut f32, ldc: usize) {
+    for r in 0..count {
+        // SAFETY: the caller's promise.
+        unsafe { e.row::<S>(i + r, j, n, c.add(r * ldc)) };
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn rows_avx512<E: Epilogue>(e: E, i: usize, j: usize, count: usize, n: usize, c: *mut f32, ldc: usize) {
+    // SAFETY: AVX-512 is enabled here; the rest is the caller's promise.
+    unsafe { rows::<Avx512, E>(e, i, j, count, n, c, ldc) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn rows_avx2<E: Epilogue>(e: E, i: usize, j: usize, count: usize, n: usize, c: *mut f32, ldc: usize) {
+    // SAFETY: AVX2 and FMA are enabled here; the rest is the caller's promise.
+    unsafe { rows::<Avx2, E>(e, i, j, count, n, c, ldc) }
+}
+
+/// What a unit does to its finished rows, and the unit's first row and column in C.
+type Then<'a> = (Option<&'a dyn Rows>, usize, usize);
+
 #[derive(Default)]
 struct Scratch {
     a: Vec<f32>,
@@ -130,7 +179,7 @@ pub(crate) unsafe fn gemm(
     precision: Precision,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { gemm_then(m, n, k, a, b, c, ldc, init, precision, ()) }
+    unsafe { multiply(m, n, k, a, b, c, ldc, init, precision, None) }
 }
 
 /// `c = a b`, all row-major, for `a` `[m, k]` and `b` `[k, n]`, each stored transposed if said so: the product that the
@@ -173,6 +222,24 @@ pub(crate) unsafe fn gemm_then<E: Epilogue>(
     init: Init<'_>,
     precision: Precision,
     epilogue: E,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { multiply(m, n, k, a, b, c, ldc, init, precision, Some(&epilogue)) }
+}
+
+/// The product behind [`gemm`] and [`gemm_then`].
+#[allow(clippy::too_many_arguments)]
+unsafe fn multiply(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Mat,
+    b: Mat,
+    c: *mut f32,
+    ldc: usize,
+    init: Init<'_>,
+    precision: Precision,
+    epilogue: Option<&dyn Rows>,
 ) {
     if m == 0 || n == 0 {
         return;
@@ -231,7 +298,7 @@ pub(crate) unsafe fn gemm_then<E: Epilogue>(
                     Level::Avx512 | Level::Bf16 => unit_avx512(step, mb, nb, k, a, b, c, ldc, init, s, then),
                     #[cfg(target_arch = "x86_64")]
                     Level::Avx2 => unit_avx2(step, mb, nb, k, a, b, c, ldc, init, s, then),
-                    _ => unit::<Portable, Whole, 4, E>(step, mb, nb, k, a, b, c, ldc, init, s, then),
+                    _ => unit::<Portable, Whole, 4>(step, mb, nb, k, a, b, c, ldc, init, s, then),
                 }
             });
         }
@@ -246,7 +313,7 @@ pub(crate) unsafe fn gemm_then<E: Epilogue>(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 #[allow(clippy::too_many_arguments)]
-unsafe fn unit_bf16<E: Epilogue>(
+unsafe fn unit_bf16(
     m: usize,
     n: usize,
     k: usize,
@@ -256,16 +323,16 @@ unsafe fn unit_bf16<E: Epilogue>(
     ldc: usize,
     init: Init<'_>,
     s: &mut Scratch,
-    then: (E, usize, usize),
+    then: Then<'_>,
 ) {
     // SAFETY: AVX-512 with BF16 is enabled here; the rest is the caller's promise.
-    unsafe { unit::<Avx512, NativePairs, 12, E>(NativePairs, m, n, k, a, b, c, ldc, init, s, then) }
+    unsafe { unit::<Avx512, NativePairs, 12>(NativePairs, m, n, k, a, b, c, ldc, init, s, then) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 #[allow(clippy::too_many_arguments)]
-unsafe fn unit_avx512<E: Epilogue>(
+unsafe fn unit_avx512(
     step: Whole,
     m: usize,
     n: usize,
@@ -276,16 +343,16 @@ unsafe fn unit_avx512<E: Epilogue>(
     ldc: usize,
     init: Init<'_>,
     s: &mut Scratch,
-    then: (E, usize, usize),
+    then: Then<'_>,
 ) {
     // SAFETY: AVX-512 is enabled here; the rest is the caller's promise.
-    unsafe { unit::<Avx512, Whole, 12, E>(step, m, n, k, a, b, c, ldc, init, s, then) }
+    unsafe { unit::<Avx512, Whole, 12>(step, m, n, k, a, b, c, ldc, init, s, then) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 #[allow(clippy::too_many_arguments)]
-unsafe fn unit_avx2<E: Epilogue>(
+unsafe fn unit_avx2(
     step: Whole,
     m: usize,
     n: usize,
@@ -296,16 +363,16 @@ unsafe fn unit_avx2<E: Epilogue>(
     ldc: usize,
     init: Init<'_>,
     s: &mut Scratch,
-    then: (E, usize, usize),
+    then: Then<'_>,
 ) {
     // SAFETY: AVX2 and FMA are enabled here; the rest is the caller's promise.
-    unsafe { unit::<Avx2, Whole, 6, E>(step, m, n, k, a, b, c, ldc, init, s, then) }
+    unsafe { unit::<Avx2, Whole, 6>(step, m, n, k, a, b, c, ldc, init, s, then) }
 }
 
 /// One unit of work on one thread.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn unit<S: Simd, T: Step<S>, const MR: usize, E: Epilogue>(
+unsafe fn unit<S: Simd, T: Step<S>, const MR: usize>(
     kind: T,
     m: usize,
     n: usize,
@@ -316,14 +383,14 @@ unsafe fn unit<S: Simd, T: Step<S>, const MR: usize, E: Epilogue>(
     ldc: usize,
     init: Init<'_>,
     scratch: &mut Scratch,
-    (epilogue, i_first, j_first): (E, usize, usize),
+    (epilogue, i_first, j_first): Then<'_>,
 ) {
     if kind.plain() && m <= few::most(b) {
         // SAFETY: the caller's promise.
         unsafe {
             few::unit::<S>(m, n, k, a, b, c, ldc, init);
-            for i in 0..m {
-                epilogue.row::<S>(i_first + i, j_first, n, c.add(i * ldc));
+            if let Some(epilogue) = epilogue {
+                epilogue.rows(i_first, j_first, m, n, c, ldc);
             }
         }
         return;
@@ -405,10 +472,10 @@ unsafe fn unit<S: Simd, T: Step<S>, const MR: usize, E: Epilogue>(
                         };
                         tile::<S, T, MR>(mr, nr, !direct, sc, ap, row_major, bp, ldb, cp, ldc, start);
                     }
-                    if s0 + sc >= depth {
-                        for i in i0..i0 + mr {
-                            epilogue.row::<S>(i_first + i, j_first, n, c.add(i * ldc));
-                        }
+                    if s0 + sc >= depth
+                        && let Some(epilogue) = epilogue
+                    {
+                        epilogue.rows(i_first + i0, j_first, mr, n, c.add(i0 * ldc), ldc);
                     }
                 }
                 first += rows;
