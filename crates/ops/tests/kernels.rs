@@ -88,9 +88,9 @@ fn check(name: &str, dropout: bool, shapes: &[&[usize]], op: &Op<'_>) {
         compare(&format!("{name} at {level:?}"), &found, &(expected, slopes.clone()), [2e-6, 1e-5, 1e-5]);
         // The same in bf16, but an operand that comes out of f32 arithmetic may round to the other neighbour than in f64: then a
         // sum is off by 2^-8 of one of its terms. That is rare; measured: 1e-3 at worst, 2.2e-5 in the mean, and 4e-4 in the
-        // mean where only one side rounds.
+        // mean where only one side rounds; the loss of the gated network was off by 1.7e-5.
         let found = with_level(level, || run((Path::Kernels, Precision::Bf16), DType::F32, key, &shapes, &x, op));
-        compare(&format!("{name} in bf16 at {level:?}"), &found, &rounded, [1e-5, 4e-3, 1e-4]);
+        compare(&format!("{name} in bf16 at {level:?}"), &found, &rounded, [5e-5, 4e-3, 1e-4]);
     }
 }
 
