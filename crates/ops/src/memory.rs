@@ -9,7 +9,8 @@
 //! # fn main() { assert!(vec![1u8; 8 << 20].iter().all(|&x| x == 1)); }
 //! ```
 //!
-//! What is kept and what is in use together exceed the most that was in use at one time by no more than 64 MiB.
+//! What is kept and what is in use together exceed the most that was in use at one time by no more than 64 MiB,
+//! and by nothing where that is a GiB or more.
 
 #![allow(unsafe_code)]
 
@@ -31,8 +32,11 @@ mod large {
     /// What smaller blocks are multiples of: a page of any common machine.
     const SMALL: usize = 16 << 10;
     /// Bytes by which kept blocks may go beyond the most that was in use: sizes that alternate would otherwise drive each other out,
-    /// and in a small model's step the largest block of all was mapped and zeroed anew each time.
+    /// and in a small model's step the largest block of all was mapped and zeroed anew each time. Where more than [`MUCH`] is in
+    /// use, memory is what is short, and there is none.
     const SLACK: usize = 64 << 20;
+    /// See [`SLACK`].
+    const MUCH: usize = 1 << 30;
     /// Blocks kept at most.
     const SLOTS: usize = 1024;
 
@@ -107,7 +111,8 @@ mod large {
 
     /// Gives the oldest blocks back to the system while more is held than was ever in use, and [`SLACK`].
     fn trim(k: &mut Kept) {
-        while k.len > 0 && k.live + k.kept > k.peak + SLACK {
+        let slack = if k.peak < MUCH { SLACK } else { 0 };
+        while k.len > 0 && k.live + k.kept > k.peak + slack {
             let (p, s) = k.remove(0);
             unmap(p, s);
         }
