@@ -76,8 +76,8 @@ def draw(sweep, points, folder):
     expected(time, lambda x: a + b * x, "tab:blue", "a + b x")
     series(time, attention, "tab:red", "attention")
     if sweep == "context":
-        # A causal triangle holds x (x + 1) / 2 pairs; the speed is that of the longest sequence.
-        c = attention[-1] / (xs[-1] * (xs[-1] + 1))
+        # A causal triangle holds x (x + 1) / 2 pairs; the speed is the median of the longer sequences'.
+        c = statistics.median(y / (x * (x + 1)) for x, y in zip(xs[1:], attention[1:]))
         expected(time, lambda x: c * x * (x + 1), "tab:red", "c x (x + 1)")
     else:
         d, e = line(xs, attention)
