@@ -138,7 +138,7 @@ pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> bool {
 }
 
 /// The bytes as native 16-bit words, where alignment and byte order allow it without a copy.
-fn aligned_u16(bytes: &[u8]) -> Option<&[u16]> {
+pub(crate) fn aligned_u16(bytes: &[u8]) -> Option<&[u16]> {
     if cfg!(target_endian = "little") { bytemuck::try_cast_slice(bytes).ok() } else { None }
 }
 

@@ -36,6 +36,20 @@ impl Mapped {
 }
 
 #[allow(unsafe_code)]
+impl Mapped {
+    /// Takes part of the map out of this process's memory; it comes back from the file when it is touched.
+    pub(crate) fn forget(&self, range: std::ops::Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            // SAFETY: the map is read-only and backed by the file, so that nothing is lost. It is only advice: failing changes nothing.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
+
+#[allow(unsafe_code)]
 fn map(file: &File) -> std::io::Result<memmap2::Mmap> {
     // SAFETY: the map is read-only and never handed out as mutable. Files of models are replaced by renaming a finished
     // file over them (this crate's writers and the hub's clients do), which leaves the mapped file as it was. A foreign

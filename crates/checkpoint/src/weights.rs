@@ -260,6 +260,25 @@ impl Weights {
         Ok(Cow::Owned(out))
     }
 
+    /// The bits of a tensor's elements in row-major order, as a view into the file; `None` where that does not hold aligned bf16.
+    pub fn bf16(&self, name: &str) -> Option<&[u16]> {
+        let e = self.tensors.get(name)?;
+        match self.raw(name).ok()? {
+            Cow::Borrowed(bytes) if e.dtype == Dtype::BF16 => dtype::aligned_u16(bytes),
+            _ => None,
+        }
+    }
+
+    /// Takes a tensor's part of the mapped file out of this process's memory, for one that has been read to its end; reading it again
+    /// works as before.
+    pub fn forget(&self, name: &str) {
+        if let Some(e) = self.tensors.get(name)
+            && e.strides.is_none()
+        {
+            self.files[e.file].forget(e.begin..e.begin + e.elements() * e.dtype.size());
+        }
+    }
+
     /// Like [`Weights::f32`], into a buffer of the caller's.
     ///
     /// # Errors

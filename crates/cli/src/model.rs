@@ -16,11 +16,22 @@ pub(crate) struct Opened {
     pub(crate) model: Model,
 }
 
+/// What a model is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Forward passes only: weights are packed for them.
+    Inference,
+    /// Gradients too.
+    Gradients,
+}
+
 /// Loads a folder or hub id for a task (by default the one that its configuration names). What there is to say about unused tensors goes to
 /// standard error.
-pub(crate) fn open(model: &str, task: Option<Task>, global: &Global) -> anyhow::Result<Opened> {
+pub(crate) fn open(model: &str, task: Option<Task>, purpose: Purpose, global: &Global) -> anyhow::Result<Opened> {
     let folder = model_folder(model)?;
-    let loaded = Model::load(&folder, &LoadOptions { task, device: global.device()?, ..LoadOptions::default() })?;
+    let prepare = (purpose == Purpose::Inference).then(|| global.precision());
+    let options = LoadOptions { task, device: global.device()?, prepare, ..LoadOptions::default() };
+    let loaded = Model::load(&folder, &options)?;
     for warning in &loaded.warnings {
         anstream::eprintln!("\x1b[33mnote:\x1b[0m {warning}");
     }
@@ -32,6 +43,7 @@ pub(crate) fn open_or_random(
     name: &str,
     task: Option<Task>,
     dimensions: &Dimensions,
+    purpose: Purpose,
     global: &Global,
 ) -> anyhow::Result<(Model, Option<PathBuf>)> {
     let known = find_preset(name);
@@ -40,12 +52,15 @@ pub(crate) fn open_or_random(
         let spec = dimensions.apply((preset.spec)())?;
         let model = Model::random(family, spec, task.unwrap_or(family.default_task()), global.seed)?;
         model.move_to(&global.device()?)?;
+        if purpose == Purpose::Inference {
+            model.prepare(global.precision())?;
+        }
         return Ok((model, None));
     }
     if *dimensions != Dimensions::default() {
         bail!("{name}: dimensions (--n-layers and the like) change a preset; a model folder has its own");
     }
-    let opened = open(name, task, global)?;
+    let opened = open(name, task, purpose, global)?;
     Ok((opened.model, Some(opened.folder)))
 }
 

@@ -361,3 +361,84 @@ fn scores(precision: Precision) {
         assert!((windows.nats - by_windows).abs() < 1e-3, "{} {by_windows}", windows.nats);
     }
 }
+
+#[test]
+fn prepared_is_unprepared() {
+    at_every_level(prepared);
+}
+
+fn prepared(precision: Precision) {
+    let all = sequences();
+    for model in models() {
+        let plain = outputs(&model, &all, precision);
+        let weights: Vec<Vec<f32>> = model.params().iter().map(|p| to_vec(&p.tensor()).unwrap()).collect();
+        let folder = tempfile::tempdir().unwrap();
+        model.save(folder.path(), &Default::default()).unwrap();
+        model.prepare(precision).unwrap();
+        assert!(model.params().iter().any(|p| p.is_prepared()));
+        for (p, w) in model.params().iter().zip(&weights) {
+            if precision == Precision::F32 || !p.is_prepared() || p.name() == "embeddings.tokens" {
+                same_bits(&to_vec(&p.tensor()).unwrap(), w, p.name());
+            }
+        }
+        for (i, (p, s)) in outputs(&model, &all, precision).iter().zip(&all).enumerate() {
+            same_bits(p, &plain[i], &format!("{} prepared, sequence {i}", name(&model)));
+            let alone = &outputs(&model, std::slice::from_ref(s), precision)[0];
+            same_bits(alone, &plain[i], &format!("{} prepared, alone {i}", name(&model)));
+        }
+        // Loading straight into the prepared form gives the same.
+        let options = LoadOptions { task: Some(model.task()), prepare: Some(precision), ..LoadOptions::default() };
+        let loaded = Model::load(folder.path(), &options).unwrap().model;
+        for (a, b) in model.params().iter().zip(loaded.params()) {
+            assert_eq!((a.name(), a.is_prepared()), (b.name(), b.is_prepared()));
+        }
+        for (i, p) in outputs(&loaded, &all, precision).iter().enumerate() {
+            same_bits(p, &plain[i], &format!("{} loaded prepared, sequence {i}", name(&model)));
+        }
+    }
+}
+
+/// A checkpoint in bf16 is packed as it lies.
+#[test]
+fn prepared_from_bf16() {
+    let all = sequences();
+    for model in models().iter().filter(|m| m.task() == Task::CausalLm) {
+        let folder = tempfile::tempdir().unwrap();
+        let options = genus_checkpoint::WriteOptions { dtype: genus_checkpoint::Dtype::BF16, ..Default::default() };
+        model.save(folder.path(), &options).unwrap();
+        let plain = Model::load(folder.path(), &LoadOptions::default()).unwrap().model;
+        for precision in [Precision::F32, Precision::Bf16] {
+            let options = LoadOptions { prepare: Some(precision), ..LoadOptions::default() };
+            let loaded = Model::load(folder.path(), &options).unwrap().model;
+            for (a, b) in outputs(&plain, &all, precision).iter().zip(&outputs(&loaded, &all, precision)) {
+                same_bits(a, b, &name(model));
+            }
+        }
+    }
+}
+
+#[test]
+fn ends_are_rows_of_the_whole() {
+    at_every_level(ends);
+}
+
+fn ends(precision: Precision) {
+    let all: Vec<Vec<u32>> = sequences().into_iter().map(|s| s[..s.len().min(60)].to_vec()).collect();
+    for model in models().iter().filter(|m| m.spec().attend == Attend::Past) {
+        let tape = Tape::inference().with_precision(precision);
+        let new = || all.iter().map(|_| SequenceCache::new()).collect::<Vec<_>>();
+        let (mut whole, mut some) = (new(), new());
+        let d = model.spec().d_model;
+        // The second time every sequence is one token long; nobody wants anything of the last batch.
+        let next: Vec<Vec<u32>> = (0..all.len() as u32).map(|i| vec![i]).collect();
+        let wanted = [true, false, true, true, false, true];
+        for (batch, wanted) in [(&all, wanted), (&next, [true; 6]), (&next, wanted), (&next, [false; 6])] {
+            let input = Input::from_sequences(batch);
+            let rows = to_vec(model.hidden(&tape, &input, Some(&mut whole), false).unwrap().last.tensor()).unwrap();
+            let found = to_vec(model.hidden_ends(&tape, &input, &mut some, &wanted).unwrap().tensor()).unwrap();
+            let ends = input.spans.iter().zip(wanted).filter(|(_, w)| *w).map(|(r, _)| r.end - 1);
+            let expected: Vec<f32> = ends.flat_map(|i| rows[i * d..(i + 1) * d].to_vec()).collect();
+            same_bits(&found, &expected, &name(model));
+        }
+    }
+}

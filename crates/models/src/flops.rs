@@ -33,6 +33,23 @@ impl Flops {
         3.0 * self.forward
     }
 
+    /// Of reading a prompt of `n` tokens to the logits after its last one: of the last layer's other tokens only keys and values are
+    /// needed.
+    pub fn prompt(spec: &StackSpec, n: usize) -> f64 {
+        let (spans, d) = (Spans::single(n), spec.d_model as f64);
+        let all = Flops::of(spec, &spans, 1, false).forward;
+        let Some(last) = spec.n_layers.checked_sub(1) else { return all };
+        let kv = 4.0 * d * (spec.n_kv_heads * spec.d_head) as f64;
+        let one =
+            |layers| Flops::of(&StackSpec { n_layers: layers, ..spec.clone() }, &Spans::single(1), 0, false).forward;
+        let q = (spec.n_heads * spec.d_head) as f64;
+        // A token's products in one layer, without its attention to itself.
+        let per_token = one(1) - 4.0 * q;
+        let mask = spec.attention(last).mask;
+        let unseen: usize = (0..n.saturating_sub(1)).map(|p| mask.visible(p, n).len()).sum();
+        all - n.saturating_sub(1) as f64 * (per_token - kv) - 4.0 * q * unseen as f64
+    }
+
     /// Of one decoding step of a sequence whose cache holds `seen` tokens.
     pub fn decode(spec: &StackSpec, seen: usize) -> f64 {
         let one = Flops::of(spec, &Spans::single(1), 1, false).forward;
@@ -52,6 +69,17 @@ mod tests {
         let f = Flops::of(&(preset.spec)(), &Spans::from_lengths([512; 4]), 2048, false);
         // 769.5 MFLOP a token, counted by hand from the definition.
         assert!((f.training() / 2048.0 / 1e6 - 769.5).abs() < 0.1, "{}", f.training() / 2048.0 / 1e6);
+    }
+
+    #[test]
+    fn a_prompt_needs_less_of_the_last_layer() {
+        let (_, preset) = crate::find_preset("gpt2").unwrap();
+        let spec = (preset.spec)();
+        assert_eq!(Flops::prompt(&spec, 1), Flops::of(&spec, &Spans::single(1), 1, false).forward);
+        // 10 d^2 weights of a layer's 12 d^2, and its attention, for one token alone.
+        let (d, n) = (768.0, 100.0);
+        let saved = Flops::of(&spec, &Spans::single(100), 1, false).forward - Flops::prompt(&spec, 100);
+        assert_eq!(saved, (n - 1.0) * 20.0 * d * d + 4.0 * d * (n - 1.0) * n / 2.0);
     }
 
     /// One token attends to itself alone (4 q a layer) and goes through every matrix of the layers once.

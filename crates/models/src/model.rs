@@ -12,10 +12,12 @@ use genus_nn::{
     Builder, Classifier, HeadTransform, Hidden, Init, Input, LmHead, Planned, Pooler, RandomSource, SequenceCache,
     Source, Stack, StackSpec, plan,
 };
-use genus_ops::{Param, Spans, Tape};
+use genus_ops::{Floats, Layout, Param, Precision, Prepared, Spans, Tape};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The parts of a model that its task needs.
 #[derive(Debug)]
@@ -83,11 +85,13 @@ pub struct LoadOptions {
     pub device: Device,
     /// Element type in memory: f32, or f64 for checks.
     pub dtype: DType,
+    /// Packs weights for inference in this precision while they are read, as [`Model::prepare`] does afterwards.
+    pub prepare: Option<Precision>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { task: None, device: Device::Cpu, dtype: DType::F32 }
+        LoadOptions { task: None, device: Device::Cpu, dtype: DType::F32, prepare: None }
     }
 }
 
@@ -105,14 +109,81 @@ struct Checkpoint<'a> {
     weights: &'a Weights,
     resolution: &'a Resolution,
     options: &'a LoadOptions,
+    /// Whether the token table is also the weight of the output projection.
+    projects: bool,
+    /// The first tensor in the file with an element that is not finite.
+    not_finite: Option<String>,
+}
+
+impl Checkpoint<'_> {
+    /// The checkpoint's name of a parameter.
+    fn file(&self, name: &str) -> genus_nn::Result<&str> {
+        let reason = "the checkpoint has no such tensor";
+        let failed = || genus_nn::Error::Parameter { name: name.to_owned(), reason: reason.into() };
+        self.resolution.get(name).ok_or_else(failed)
+    }
+
+    fn values(&self, name: &str) -> genus_nn::Result<Cow<'_, [f32]>> {
+        let failed =
+            |e: genus_checkpoint::Error| genus_nn::Error::Parameter { name: name.to_owned(), reason: e.to_string() };
+        self.weights.f32(self.file(name)?).map_err(failed)
+    }
+}
+
+/// Whether all values are finite; on all threads, since it reads whole models.
+fn all_finite(values: &[f32]) -> bool {
+    let finite = AtomicBool::new(true);
+    genus_ops::pool::run_chunks(values.len(), 1 << 16, |r| {
+        // Without a branch inside.
+        if !values[r].iter().fold(true, |ok, v| ok & v.is_finite()) {
+            finite.store(false, Ordering::Relaxed);
+        }
+    });
+    finite.into_inner()
 }
 
 impl Source for Checkpoint<'_> {
-    fn get(&mut self, name: &str, _: &[usize], _: Init) -> genus_nn::Result<Tensor> {
-        let failed = |reason: String| genus_nn::Error::Parameter { name: name.to_owned(), reason };
-        let file = self.resolution.get(name).ok_or_else(|| failed("the checkpoint has no such tensor".into()))?;
-        let tensor = self.weights.tensor(file).map_err(|e| failed(e.to_string()))?;
+    fn get(&mut self, name: &str, shape: &[usize], _: Init) -> genus_nn::Result<Tensor> {
+        let (file, values) = (self.file(name)?.to_owned(), self.values(name)?);
+        let finite = all_finite(&values);
+        // The resolution checked the shape.
+        let tensor = Tensor::from_vec(values.into_owned(), shape, &Device::Cpu)?;
+        if !finite {
+            self.not_finite.get_or_insert(file);
+        }
         Ok(tensor.to_dtype(self.options.dtype)?.to_device(&self.options.device)?)
+    }
+
+    fn prepared(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        layout: Layout,
+        table: bool,
+    ) -> genus_nn::Result<Option<Prepared>> {
+        let o = self.options;
+        let Some(precision) = o.prepare.filter(|_| o.dtype == DType::F32 && matches!(o.device, Device::Cpu)) else {
+            return Ok(None);
+        };
+        if table && !self.projects {
+            return Ok(None);
+        }
+        let (d_in, d_out) = match layout {
+            Layout::InOut => (shape[0], shape[1]),
+            Layout::OutIn => (shape[1], shape[0]),
+        };
+        let pack = if table { Prepared::pack_table } else { Prepared::pack };
+        let file = self.file(name)?;
+        let weight = match self.weights.bf16(file) {
+            Some(bits) => pack(Floats::Bf16(bits), layout, d_in, d_out, precision),
+            None => pack(Floats::F32(&self.values(name)?), layout, d_in, d_out, precision),
+        };
+        self.weights.forget(file);
+        let file = file.to_owned();
+        if !weight.is_finite() {
+            self.not_finite.get_or_insert(file);
+        }
+        Ok(Some(weight))
     }
 }
 
@@ -269,16 +340,17 @@ impl Model {
             })
             .collect();
         let resolution = resolve(&names, &expected, &weights)?;
-        for name in resolution.names.values().filter_map(|n| n.first()) {
-            if let Some((index, value)) = weights.first_non_finite(name)? {
-                return Err(Error::NotFinite { file: folder.to_owned(), tensor: name.clone(), index, value });
-            }
-        }
         let pooled = family.pools(task) && !resolution.absent.iter().any(|n| n.starts_with("pooler."));
-        let mut source = Checkpoint { weights: &weights, resolution: &resolution, options };
+        let (weights, resolution_ref, projects) = (&weights, &resolution, task.predicts_tokens());
+        let mut source = Checkpoint { weights, resolution: resolution_ref, options, projects, not_finite: None };
         let mut b = Builder::new(&mut source);
         let parts = Parts::build(&mut b, family, &spec, task, pooled, &labels)?;
         let params = b.finish();
+        if let Some(tensor) = source.not_finite
+            && let Some((index, value)) = weights.first_non_finite(&tensor)?
+        {
+            return Err(Error::NotFinite { file: folder.to_owned(), tensor, index, value });
+        }
         let extra = file.value().as_object().cloned().unwrap_or_default();
         let mut warnings = Vec::new();
         if !resolution.other_heads.is_empty() {
@@ -291,6 +363,20 @@ impl Model {
         }
         let origin = resolution.names;
         Ok(Loaded { model: Model { family, spec, task, parts, params, labels, extra, origin }, warnings })
+    }
+
+    /// Packs all weights of linear maps for inference in `precision`: products with them are faster, above all those of a few rows, and have the
+    /// same bits. It pays for many forward passes; where gradients are taken, each use of such a weight unpacks it. Only f32 on the
+    /// CPU is packed.
+    ///
+    /// # Errors
+    /// None for a model that was built.
+    pub fn prepare(&self, precision: Precision) -> Result<()> {
+        let Parts { stack, lm_head, pooler, next_sentence, classifier } = &self.parts;
+        stack.prepare(precision)?;
+        lm_head.as_ref().map_or(Ok(()), |head| head.prepare(precision))?;
+        pooler.as_ref().map_or(Ok(()), |pooler| pooler.prepare(precision))?;
+        Ok(next_sentence.iter().chain(classifier).try_for_each(|head| head.prepare(precision))?)
     }
 
     /// Writes `config.json` and the weights into a folder, in Hugging Face's layout.
@@ -419,7 +505,7 @@ impl Model {
 
     /// Number of parameters.
     pub fn count(&self) -> u64 {
-        self.params.iter().map(|p| p.tensor().elem_count() as u64).sum()
+        self.params.iter().map(|p| p.elem_count() as u64).sum()
     }
 
     /// Arithmetic of a batch of which `predicted` rows are projected to the vocabulary.
@@ -445,6 +531,21 @@ impl Model {
         keep_all: bool,
     ) -> Result<Hidden> {
         Ok(self.parts.stack.forward(tape, input, caches, keep_all)?)
+    }
+
+    /// The hidden states after the last token of those sequences that are `wanted`, one row each; appends to `caches` (one a
+    /// sequence). The rows have the bits of [`Model::hidden`]'s, for less work.
+    ///
+    /// # Errors
+    /// As [`Model::hidden`].
+    pub fn hidden_ends(
+        &self,
+        tape: &Tape,
+        input: &Input,
+        caches: &mut [SequenceCache],
+        wanted: &[bool],
+    ) -> Result<genus_ops::Value> {
+        Ok(self.parts.stack.forward_ends(tape, input, caches, wanted)?)
     }
 
     /// The head that predicts tokens.

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use genus_ops::{Param, rng::Key};
+use genus_ops::{Layout, Param, Prepared, rng::Key};
 
 /// How a parameter begins when no checkpoint gives it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,6 +22,15 @@ pub trait Source {
     /// # Errors
     /// When the source has no such parameter, or one of another shape.
     fn get(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Tensor>;
+
+    /// The weight of a linear map packed for inference straight from where it lies; `None` when it is to come as a tensor.
+    /// `table`: its rows are looked up as well.
+    ///
+    /// # Errors
+    /// As [`Source::get`].
+    fn prepared(&mut self, _name: &str, _shape: &[usize], _layout: Layout, _table: bool) -> Result<Option<Prepared>> {
+        Ok(None)
+    }
 }
 
 /// Builds blocks and remembers their parameters, in order.
@@ -48,6 +57,34 @@ impl<'a> Builder<'a> {
             return Err(Error::Parameter { name, reason });
         }
         let param = Param::new(name, tensor);
+        self.params.push(param.clone());
+        Ok(param)
+    }
+
+    /// A new parameter that is the weight of a linear map, stored as `layout` says.
+    ///
+    /// # Errors
+    /// As [`Builder::param`].
+    pub fn weight(&mut self, name: impl Into<String>, shape: &[usize], layout: Layout, init: Init) -> Result<Param> {
+        self.product(name.into(), shape, layout, init, false)
+    }
+
+    /// As [`Builder::weight`], for a table `[rows, width]` that a tied output projection may share.
+    ///
+    /// # Errors
+    /// As [`Builder::param`].
+    pub fn shared_table(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Result<Param> {
+        self.product(name.into(), shape, Layout::OutIn, init, true)
+    }
+
+    fn product(&mut self, name: String, shape: &[usize], layout: Layout, init: Init, table: bool) -> Result<Param> {
+        let prepared = self.source.prepared(&name, shape, layout, table)?;
+        let Some(weight) = prepared else { return self.param(name, shape, init) };
+        if weight.dims() != shape {
+            let reason = format!("found shape {:?}, expected {shape:?}", weight.dims());
+            return Err(Error::Parameter { name, reason });
+        }
+        let param = Param::from_prepared(name, weight);
         self.params.push(param.clone());
         Ok(param)
     }

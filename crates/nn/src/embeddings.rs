@@ -1,7 +1,7 @@
 //! From token ids to vectors.
 
 use crate::layer::NormParams;
-use crate::{Builder, EmbeddingNorm, Error, Init, Positions, Result, Segments, SequenceCache, StackSpec};
+use crate::{Builder, EmbeddingNorm, Error, Init, Positions, Result, Segments, SequenceCache, StackSpec, Tying};
 use genus_ops::{Param, Spans, Tape, Value, dropout, embedding, residual_norm};
 
 /// A ragged batch of token ids.
@@ -48,7 +48,12 @@ pub struct Embeddings {
 impl Embeddings {
     pub(crate) fn build(b: &mut Builder<'_>, spec: &StackSpec) -> Result<Self> {
         let d = spec.d_model;
-        let tokens = b.param("embeddings.tokens", &[spec.vocab_size, d], Init::Normal(spec.init.std))?;
+        let (shape, init) = ([spec.vocab_size, d], Init::Normal(spec.init.std));
+        let tokens = match spec.tying {
+            // Also the weight of the output projection, where there is one.
+            Tying::Tied => b.shared_table("embeddings.tokens", &shape, init)?,
+            Tying::Untied => b.param("embeddings.tokens", &shape, init)?,
+        };
         let positions = match spec.positions {
             Positions::Learned => {
                 Some(b.param("embeddings.positions", &[spec.n_ctx, d], Init::Normal(spec.init.position_std))?)

@@ -4,8 +4,8 @@ use crate::layer::{Affine, NormParams};
 use crate::{Builder, Init, Result, Stack, StackSpec, Tying};
 use genus_ops::profile::{Operation, within};
 use genus_ops::{
-    Activation, Distance, Layout, Param, Projection, Spans, Tape, Value, cross_entropy, distance, gather_rows, linear,
-    residual_norm,
+    Activation, Distance, Layout, Param, Precision, Projection, Spans, Tape, Value, cross_entropy, distance,
+    gather_rows, linear, residual_norm,
 };
 
 /// What stands between the hidden states and a head's projection.
@@ -40,6 +40,7 @@ pub enum HeadBias {
 pub struct LmHead {
     transform: Option<(Affine, Activation, NormParams)>,
     weight: Param,
+    tying: Tying,
     bias: Option<Param>,
 }
 
@@ -60,13 +61,29 @@ impl LmHead {
         };
         let weight = match spec.tying {
             Tying::Tied => stack.embeddings().tokens().clone(),
-            Tying::Untied => b.param("lm_head.weight", &[spec.vocab_size, d], Init::Normal(spec.init.std))?,
+            Tying::Untied => {
+                b.weight("lm_head.weight", &[spec.vocab_size, d], Layout::OutIn, Init::Normal(spec.init.std))?
+            }
         };
         let bias = match head.bias {
             HeadBias::None => None,
             HeadBias::PerToken => Some(b.param("lm_head.bias", &[spec.vocab_size], Init::Zeros)?),
         };
-        Ok(LmHead { transform, weight, bias })
+        Ok(LmHead { transform, weight, tying: spec.tying, bias })
+    }
+
+    /// Packs the weights for inference; a tied projection's serves as the stack's token table in that form.
+    ///
+    /// # Errors
+    /// None for a head that was built.
+    pub fn prepare(&self, precision: Precision) -> Result<()> {
+        if let Some((map, ..)) = &self.transform {
+            map.prepare(precision)?;
+        }
+        match self.tying {
+            Tying::Tied => Ok(self.weight.prepare_table(Layout::OutIn, precision)?),
+            Tying::Untied => Ok(self.weight.prepare(Layout::OutIn, precision)?),
+        }
     }
 
     fn transformed(&self, tape: &Tape, x: &Value) -> Result<Value> {
@@ -119,6 +136,14 @@ impl Pooler {
         Ok(Pooler(Affine::build(b, "pooler", spec.d_model, spec.d_model, spec.layout, spec.init.std)?))
     }
 
+    /// Packs the weight for inference.
+    ///
+    /// # Errors
+    /// None for a part that was built.
+    pub fn prepare(&self, precision: Precision) -> Result<()> {
+        self.0.prepare(precision)
+    }
+
     /// One vector a sequence, `[sequences, d]`, from hidden states `[n, d]`.
     ///
     /// # Errors
@@ -156,14 +181,23 @@ impl Classifier {
     /// # Errors
     /// When its parameters cannot be had.
     pub fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec, classes: usize, bias: bool) -> Result<Self> {
-        let weight = b.param(format!("{name}.weight"), &[classes, spec.d_model], Init::Normal(spec.init.std))?;
+        let (shape, init) = ([classes, spec.d_model], Init::Normal(spec.init.std));
+        let weight = b.weight(format!("{name}.weight"), &shape, Layout::OutIn, init)?;
         let bias = if bias { Some(b.param(format!("{name}.bias"), &[classes], Init::Zeros)?) } else { None };
         Ok(Classifier { weight, bias })
     }
 
     /// Number of classes.
     pub fn classes(&self) -> usize {
-        self.weight.tensor().dims()[0]
+        self.weight.dims()[0]
+    }
+
+    /// Packs the weight for inference.
+    ///
+    /// # Errors
+    /// None for a part that was built.
+    pub fn prepare(&self, precision: Precision) -> Result<()> {
+        Ok(self.weight.prepare(Layout::OutIn, precision)?)
     }
 
     /// Logits `[n, classes]`.

@@ -5,8 +5,8 @@ use crate::{
     StackSpec,
 };
 use genus_ops::{
-    Activation, AttentionSpec, Branch, Dense, Gated, Layout, Norm, Param, Qkv, Spans, Tape, Value, attention,
-    feed_forward, gated_feed_forward, linear, residual, residual_norm,
+    Activation, AttentionSpec, Branch, Dense, Gated, Layout, Norm, Param, Precision, Qkv, Spans, Tape, Value,
+    attention, feed_forward, gated_feed_forward, gather_rows, linear, residual, residual_norm,
 };
 use std::sync::Arc;
 
@@ -44,9 +44,15 @@ pub(crate) struct Affine {
 
 impl Affine {
     pub fn build(b: &mut Builder<'_>, name: &str, d_in: usize, d_out: usize, layout: Layout, std: f64) -> Result<Self> {
-        let weight = b.param(format!("{name}.weight"), &layout.shape(d_in, d_out), Init::Normal(std))?;
+        let shape = layout.shape(d_in, d_out);
+        let weight = b.weight(format!("{name}.weight"), &shape, layout, Init::Normal(std))?;
         let bias = b.param(format!("{name}.bias"), &[d_out], Init::Zeros)?;
         Ok(Affine { weight, bias, layout })
+    }
+
+    /// Packs the weight for inference.
+    pub fn prepare(&self, precision: Precision) -> Result<()> {
+        Ok(self.weight.prepare(self.layout, precision)?)
     }
 
     pub fn forward(&self, tape: &Tape, x: &Value, activation: Activation) -> Result<Value> {
@@ -84,34 +90,35 @@ impl Attention {
         Ok(Attention { qkv, out, spec: spec.attention(layer) })
     }
 
-    fn forward(
-        &self,
-        tape: &Tape,
-        x: &Value,
-        spans: &Spans,
-        layer: usize,
-        caches: Option<&mut [SequenceCache]>,
-    ) -> Result<Value> {
+    fn prepare(&self, precision: Precision) -> Result<()> {
+        match &self.qkv {
+            Projection::Packed(map) => map.prepare(precision)?,
+            Projection::Separate(maps) => maps.iter().try_for_each(|m| m.prepare(precision))?,
+        }
+        self.out.prepare(precision)
+    }
+
+    fn forward(&self, tape: &Tape, x: &Value, spans: &Spans, layer: usize, cached: Cached<'_>) -> Result<Value> {
         let (q_width, kv_width) = (self.spec.n_heads * self.spec.d_head, self.spec.n_kv_heads * self.spec.d_head);
         let y = match &self.qkv {
             Projection::Packed(map) => {
                 let qkv = map.forward(tape, x, Activation::Identity)?;
-                match caches {
+                match cached {
                     None => attention(tape, Qkv::Packed(&qkv), spans, &self.spec)?,
-                    Some(caches) => {
+                    Some(cached) => {
                         let t = qkv.tensor();
                         let k = t.narrow(1, q_width, kv_width)?;
                         let v = t.narrow(1, q_width + kv_width, kv_width)?;
-                        self.cached(tape, &t.narrow(1, 0, q_width)?, &k, &v, spans, layer, caches)?
+                        self.cached(tape, &t.narrow(1, 0, q_width)?, &k, &v, spans, layer, cached)?
                     }
                 }
             }
             Projection::Separate(maps) => {
                 let [q, k, v] = [0, 1, 2].map(|i| maps[i].forward(tape, x, Activation::Identity));
                 let (q, k, v) = (q?, k?, v?);
-                match caches {
+                match cached {
                     None => attention(tape, Qkv::Separate { q: &q, k: &k, v: &v, k_spans: spans }, spans, &self.spec)?,
-                    Some(caches) => self.cached(tape, q.tensor(), k.tensor(), v.tensor(), spans, layer, caches)?,
+                    Some(cached) => self.cached(tape, q.tensor(), k.tensor(), v.tensor(), spans, layer, cached)?,
                 }
             }
         };
@@ -127,14 +134,20 @@ impl Attention {
         v: &genus_ops::Tensor,
         spans: &Spans,
         layer: usize,
-        caches: &mut [SequenceCache],
+        (caches, ends): (&mut [SequenceCache], Option<&Ends>),
     ) -> Result<Value> {
         let kv = spans
             .iter()
             .zip(caches)
             .map(|(r, cache)| cache.append(layer, k, v, r.start, r.len()))
             .collect::<Result<Vec<_>>>()?;
-        Ok(attention(tape, Qkv::Cached { q, kv: &kv }, spans, &self.spec)?)
+        match ends {
+            None => Ok(attention(tape, Qkv::Cached { q, kv: &kv }, spans, &self.spec)?),
+            Some(ends) => {
+                let q = gather_rows(tape, &Value::constant(q.clone()), &ends.rows)?;
+                Ok(attention(tape, Qkv::Cached { q: q.tensor(), kv: &kv }, &ends.spans, &self.spec)?)
+            }
+        }
     }
 }
 
@@ -203,6 +216,32 @@ impl Network {
     }
 }
 
+/// The caches to append to and, where nothing else is asked of a last layer, the ends whose hidden states are wanted.
+pub(crate) type Cached<'a> = Option<(&'a mut [SequenceCache], Option<&'a Ends>)>;
+
+/// The last tokens of some of a batch's sequences.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    rows: Vec<u32>,
+    /// One token in a sequence that counts, none in one that does not.
+    spans: Spans,
+}
+
+impl Ends {
+    /// The ends of those sequences that are `wanted`; empty ones have none.
+    pub fn new(spans: &Spans, wanted: &[bool]) -> Self {
+        let wanted: Vec<bool> = spans.iter().zip(wanted).map(|(r, w)| *w && !r.is_empty()).collect();
+        let of = |(r, w): (std::ops::Range<usize>, &bool)| w.then(|| (r.end - 1) as u32);
+        let rows = spans.iter().zip(&wanted).filter_map(of).collect();
+        Ends { rows, spans: Spans::from_lengths(wanted.iter().map(|&w| usize::from(w))) }
+    }
+
+    /// Those rows of a value of the batch.
+    pub fn of(&self, tape: &Tape, x: &Value) -> Result<Value> {
+        Ok(gather_rows(tape, x, &self.rows)?)
+    }
+}
+
 /// What flows between layers: the residual stream and a branch that the next norm will add to it, so that addition, dropout
 /// and norm are one operation.
 pub(crate) struct Stream {
@@ -236,34 +275,52 @@ impl Layer {
         })
     }
 
+    /// Packs the weights for inference.
+    pub(crate) fn prepare(&self, precision: Precision) -> Result<()> {
+        self.attention.prepare(precision)?;
+        match &self.network {
+            Network::Dense { up, down, .. } => {
+                up.prepare(precision)?;
+                down.prepare(precision)
+            }
+            // Its one fused operation takes weights as they lie.
+            Network::Gated { .. } => Ok(()),
+        }
+    }
+
     /// The norm applied to the stream after its pending branch is added: `[sum, norm(sum)]`.
     pub(crate) fn join(tape: &Tape, s: &Stream, norm: &NormParams, dropout: f32) -> Result<[Value; 2]> {
         let branch = s.branch.as_ref().map(|value| Branch { value, dropout });
         norm.with(tape, |norm| residual_norm(tape, &s.x, branch, norm))
     }
 
-    /// Runs the layer. In pre-norm stacks `before` receives the layer's input (the residual stream) once it is known.
+    /// Runs the layer. In pre-norm stacks `before` receives the layer's input (the residual stream) once it is known. Where only
+    /// ends are wanted, the stream goes on with their rows alone.
     pub(crate) fn forward(
         &self,
         tape: &Tape,
         s: Stream,
         spans: &Spans,
-        caches: Option<&mut [SequenceCache]>,
+        cached: Cached<'_>,
         before: &mut dyn FnMut(&Value),
     ) -> Result<Stream> {
+        let ends = cached.as_ref().and_then(|c| c.1);
+        let narrowed = |x: Value| ends.map_or(Ok(x.clone()), |ends| ends.of(tape, &x));
         match self.placement {
             Placement::Pre => {
                 let [x, y] = Self::join(tape, &s, &self.attention_norm, self.dropout)?;
                 before(&x);
-                let a = self.attention.forward(tape, &y, spans, self.index, caches)?;
+                let a = self.attention.forward(tape, &y, spans, self.index, cached)?;
+                let x = narrowed(x)?;
                 let [x, y] = Self::join(tape, &Stream { x, branch: Some(a) }, &self.network_norm, self.dropout)?;
                 let f = self.network.forward(tape, &y)?;
                 Ok(Stream { x, branch: Some(f) })
             }
             Placement::Post => {
                 before(&s.x);
-                let a = self.attention.forward(tape, &s.x, spans, self.index, caches)?;
-                let [_, x] = Self::join(tape, &Stream { x: s.x, branch: Some(a) }, &self.attention_norm, self.dropout)?;
+                let a = self.attention.forward(tape, &s.x, spans, self.index, cached)?;
+                let x = narrowed(s.x)?;
+                let [_, x] = Self::join(tape, &Stream { x, branch: Some(a) }, &self.attention_norm, self.dropout)?;
                 let f = self.network.forward(tape, &x)?;
                 let [_, x] = Self::join(tape, &Stream { x, branch: Some(f) }, &self.network_norm, self.dropout)?;
                 Ok(Stream { x, branch: None })

@@ -1,8 +1,8 @@
 //! Embeddings and layers, from token ids to hidden states.
 
-use crate::layer::{NormParams, Stream, check_cache};
+use crate::layer::{Ends, NormParams, Stream, check_cache};
 use crate::{Builder, Embeddings, FinalNorm, Input, Layer, Placement, Result, SequenceCache, StackSpec};
-use genus_ops::{Branch, Tape, Value, residual};
+use genus_ops::{Branch, Precision, Tape, Value, residual};
 use std::sync::Arc;
 
 /// The hidden states of a batch.
@@ -48,6 +48,14 @@ impl Stack {
         &self.embeddings
     }
 
+    /// Packs the layers' weights for inference (see [`genus_ops::Param::prepare`]).
+    ///
+    /// # Errors
+    /// None for a stack that was built.
+    pub fn prepare(&self, precision: Precision) -> Result<()> {
+        self.layers.iter().try_for_each(|l| l.prepare(precision))
+    }
+
     /// Runs the stack over a batch, appending to `caches` (one a sequence) if given. On a tape that recomputes, each layer is run
     /// again in the backward pass, and between the two passes only what flows from layer to layer is held.
     ///
@@ -57,8 +65,40 @@ impl Stack {
         &self,
         tape: &Tape,
         input: &Input,
+        caches: Option<&mut [SequenceCache]>,
+        keep_all: bool,
+    ) -> Result<Hidden> {
+        self.run(tape, input, caches, keep_all, None)
+    }
+
+    /// The hidden states after the last token of those sequences that are `wanted` (one row each, in order), as
+    /// [`Stack::forward`] gives them. The last layer appends to the caches for all tokens, but computes nothing else for the others.
+    ///
+    /// # Errors
+    /// As [`Stack::forward`].
+    pub fn forward_ends(
+        &self,
+        tape: &Tape,
+        input: &Input,
+        caches: &mut [SequenceCache],
+        wanted: &[bool],
+    ) -> Result<Value> {
+        let ends = Ends::new(&input.spans, wanted);
+        // In decoding every token is an end.
+        if self.layers.is_empty() || input.spans.iter().zip(wanted).all(|(r, w)| r.len() == usize::from(*w)) {
+            let all = self.run(tape, input, Some(caches), false, None)?.last;
+            return if self.layers.is_empty() { ends.of(tape, &all) } else { Ok(all) };
+        }
+        Ok(self.run(tape, input, Some(caches), false, Some(&ends))?.last)
+    }
+
+    fn run(
+        &self,
+        tape: &Tape,
+        input: &Input,
         mut caches: Option<&mut [SequenceCache]>,
         keep_all: bool,
+        ends: Option<&Ends>,
     ) -> Result<Hidden> {
         check_cache(&self.spec, &input.spans, caches.as_deref())?;
         let mut all = Vec::new();
@@ -70,12 +110,13 @@ impl Stack {
         let x = self.embeddings.forward(tape, input, caches.as_deref())?;
         let mut s = Stream { x, branch: None };
         let recompute = tape.recomputes() && !keep_all && caches.is_none();
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
             if recompute {
                 s = Layer::recomputed(layer, tape, s, &input.spans)?;
                 continue;
             }
-            s = layer.forward(tape, s, &input.spans, caches.as_deref_mut(), &mut keep)?;
+            let ends = ends.filter(|_| i + 1 == self.layers.len());
+            s = layer.forward(tape, s, &input.spans, caches.as_deref_mut().map(|c| (c, ends)), &mut keep)?;
         }
         let dropout = self.spec.dropout.residual;
         let last = match (&self.final_norm, s.branch.as_ref()) {

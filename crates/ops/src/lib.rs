@@ -38,6 +38,7 @@ pub use cross_entropy::{IGNORE, Projection, cross_entropy};
 pub use embedding::embedding;
 pub use error::{Error, Result};
 pub use feed_forward::{Dense, Gated, feed_forward, gated_feed_forward};
+pub use gemm::packed::{Floats, Prepared};
 pub use gemm::product;
 pub use linear::{Layout, linear};
 pub use norm::{Branch, Norm, residual, residual_norm};

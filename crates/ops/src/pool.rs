@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, OnceLock};
 
 /// How often a worker looks for work before it sleeps: about 100 microseconds.
@@ -210,6 +210,43 @@ pub fn run_chunks(n: usize, grain: usize, task: impl Fn(std::ops::Range<usize>) 
     run(n.div_ceil(grain), |i| task(i * grain..((i + 1) * grain).min(n)));
 }
 
+/// Splits `[0, n)` into one contiguous share a thread. Each thread works through a share of its own from its beginning, in pieces
+/// of `grain`, so that it reads one long stream, and then helps with the ends of the others'.
+pub fn run_shares(n: usize, grain: usize, task: impl Fn(std::ops::Range<usize>) + Sync) {
+    let grain = grain.max(1);
+    let pieces = n.div_ceil(grain);
+    let threads = threads().min(pieces);
+    if threads <= 1 || INSIDE.with(Cell::get) {
+        if n > 0 {
+            task(0..n);
+        }
+        return;
+    }
+    /// What is left of a share: pieces from `next` to `end`, in one word.
+    struct Share(AtomicU64);
+    impl Share {
+        fn take(&self, from_front: bool) -> Option<usize> {
+            let mut taken = 0;
+            let found = self.0.fetch_update(SeqCst, SeqCst, |word| {
+                let (next, end) = (word >> 32, word & 0xffff_ffff);
+                taken = if from_front { next } else { end.wrapping_sub(1) };
+                (next < end).then(|| if from_front { (next + 1) << 32 | end } else { next << 32 | (end - 1) })
+            });
+            found.ok().map(|_| taken as usize)
+        }
+    }
+    let bound = |i: usize| (i * pieces / threads) as u64;
+    let shares: Vec<Share> = (0..threads).map(|i| Share(AtomicU64::new(bound(i) << 32 | bound(i + 1)))).collect();
+    run(threads, |i| {
+        for other in 0..threads {
+            let share = &shares[(i + other) % threads];
+            while let Some(piece) = share.take(other == 0) {
+                task(piece * grain..((piece + 1) * grain).min(n));
+            }
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,6 +268,19 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn shares_cover_everything_once() {
+        for (n, grain) in [(0, 1), (1, 5), (7, 1), (1000, 3), (64, 64), (65, 64)] {
+            let counts: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+            run_shares(n, grain, |r| {
+                for i in r {
+                    counts[i].fetch_add(1, SeqCst);
+                }
+            });
+            assert!(counts.iter().all(|c| c.load(SeqCst) == 1), "{n} {grain}");
+        }
     }
 
     #[test]

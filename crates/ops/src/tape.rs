@@ -9,12 +9,14 @@
 mod recompute;
 
 use crate::array::{on_kernel, tensor, uninit, with_slice, with_slice_mut};
+use crate::gemm::packed::{Floats, Prepared};
+use crate::linear::Layout;
 use crate::rng::Key;
 use crate::{Error, Precision, Result};
 use candle_core::{Tensor, Var};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 /// A trainable tensor of a model, with its gradient. Clones share both.
 #[derive(Clone, Debug)]
@@ -23,9 +25,36 @@ pub struct Param(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     name: String,
-    tensor: RwLock<Tensor>,
+    data: RwLock<Data>,
     trainable: AtomicBool,
     gradient: Mutex<Gradient>,
+}
+
+/// A tensor, or a weight packed for inference with the tensor that it stands for, which is made if somebody asks for it.
+#[derive(Clone, Debug)]
+enum Data {
+    Plain(Tensor),
+    Prepared(Arc<Prepared>),
+}
+
+impl Data {
+    fn tensor(&self) -> Tensor {
+        match self {
+            Data::Plain(t) => t.clone(),
+            Data::Prepared(p) => unpacked(p),
+        }
+    }
+
+    fn dims(&self) -> Vec<usize> {
+        match self {
+            Data::Plain(t) => t.dims().to_vec(),
+            Data::Prepared(p) => p.dims().to_vec(),
+        }
+    }
+}
+
+fn unpacked(p: &Prepared) -> Tensor {
+    tensor(p.unpack(), &p.dims()).expect("as many elements as the shape has")
 }
 
 /// The gradient's buffer stays allocated between steps; `reached` says whether it holds this step's gradient.
@@ -40,7 +69,17 @@ impl Param {
     pub fn new(name: impl Into<String>, tensor: Tensor) -> Self {
         Param(Arc::new(Inner {
             name: name.into(),
-            tensor: RwLock::new(tensor),
+            data: RwLock::new(Data::Plain(tensor)),
+            trainable: AtomicBool::new(true),
+            gradient: Mutex::default(),
+        }))
+    }
+
+    /// A parameter that is a weight packed for inference.
+    pub fn from_prepared(name: impl Into<String>, weight: Prepared) -> Self {
+        Param(Arc::new(Inner {
+            name: name.into(),
+            data: RwLock::new(Data::Prepared(Arc::new(weight))),
             trainable: AtomicBool::new(true),
             gradient: Mutex::default(),
         }))
@@ -51,9 +90,79 @@ impl Param {
         &self.0.name
     }
 
-    /// The current value.
+    fn data(&self) -> Data {
+        self.0.data.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The current value; of a prepared parameter a copy, unpacked.
     pub fn tensor(&self) -> Tensor {
-        self.0.tensor.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.data().tensor()
+    }
+
+    /// The shape.
+    pub fn dims(&self) -> Vec<usize> {
+        self.data().dims()
+    }
+
+    /// Number of elements.
+    pub fn elem_count(&self) -> usize {
+        self.dims().iter().product()
+    }
+
+    /// Bytes of the value; of a prepared parameter those that a product reads.
+    pub fn bytes(&self) -> usize {
+        match self.data() {
+            Data::Plain(t) => t.elem_count() * t.dtype().size_in_bytes(),
+            Data::Prepared(p) => p.bytes(),
+        }
+    }
+
+    /// Packs the weight of a linear map, stored as `layout` says, for inference in `precision`: products with it are faster and have
+    /// the same bits. The tensor it was is given up. Nothing happens where kernels do not apply (another device or element
+    /// type), or when it is packed already.
+    ///
+    /// # Errors
+    /// When it is not a matrix.
+    pub fn prepare(&self, layout: Layout, precision: Precision) -> Result<()> {
+        self.pack(layout, precision, Prepared::pack)
+    }
+
+    /// As [`Param::prepare`], for a weight that is also a table whose rows are looked up (a tied embedding): they stay as exact as
+    /// they are.
+    ///
+    /// # Errors
+    /// As [`Param::prepare`].
+    pub fn prepare_table(&self, layout: Layout, precision: Precision) -> Result<()> {
+        self.pack(layout, precision, Prepared::pack_table)
+    }
+
+    fn pack(
+        &self,
+        layout: Layout,
+        precision: Precision,
+        pack: fn(Floats<'_>, Layout, usize, usize, Precision) -> Prepared,
+    ) -> Result<()> {
+        let mut data = self.0.data.write().unwrap_or_else(PoisonError::into_inner);
+        let t = match &*data {
+            Data::Plain(t) => t.clone(),
+            Data::Prepared(p) if p.precision() == precision => return Ok(()),
+            Data::Prepared(p) => unpacked(p),
+        };
+        if !on_kernel(&t) {
+            return Ok(());
+        }
+        let (d_in, d_out) = match (layout, t.dims()) {
+            (Layout::InOut, &[i, o]) | (Layout::OutIn, &[o, i]) => (i, o),
+            (_, dims) => return Err(Error::shape("prepare", "weight", dims, "a matrix")),
+        };
+        let packed = with_slice(&t, |values| pack(Floats::F32(values), layout, d_in, d_out, precision))?;
+        *data = Data::Prepared(Arc::new(packed));
+        Ok(())
+    }
+
+    /// Whether it is packed for inference.
+    pub fn is_prepared(&self) -> bool {
+        matches!(self.data(), Data::Prepared(_))
     }
 
     /// Replaces the value by another tensor of the same shape.
@@ -61,11 +170,11 @@ impl Param {
     /// # Errors
     /// When the shapes differ.
     pub fn set(&self, tensor: Tensor) -> Result<()> {
-        let mut t = self.0.tensor.write().unwrap_or_else(PoisonError::into_inner);
-        if t.dims() != tensor.dims() {
-            return Err(Error::shape("set parameter", "value", tensor.dims(), format!("{:?}", t.dims())));
+        let mut data = self.0.data.write().unwrap_or_else(PoisonError::into_inner);
+        if data.dims() != tensor.dims() {
+            return Err(Error::shape("set parameter", "value", tensor.dims(), format!("{:?}", data.dims())));
         }
-        *t = tensor;
+        *data = Data::Plain(tensor);
         Ok(())
     }
 
@@ -117,24 +226,41 @@ pub(crate) enum Target {
 /// A tensor in a computation. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Value {
-    tensor: Tensor,
+    /// Empty until somebody asks for the tensor of a prepared weight.
+    tensor: OnceLock<Tensor>,
+    prepared: Option<(Arc<Prepared>, [usize; 2])>,
     target: Option<Target>,
 }
 
 impl Value {
-    /// A value that no gradient flows to.
-    pub fn constant(tensor: Tensor) -> Self {
-        Value { tensor, target: None }
+    fn new(tensor: Tensor, target: Option<Target>) -> Self {
+        Value { tensor: OnceLock::from(tensor), prepared: None, target }
     }
 
-    /// The tensor.
+    /// A value that no gradient flows to.
+    pub fn constant(tensor: Tensor) -> Self {
+        Self::new(tensor, None)
+    }
+
+    /// The tensor; of a prepared weight a copy, unpacked when first asked for.
     pub fn tensor(&self) -> &Tensor {
-        &self.tensor
+        self.tensor.get_or_init(|| match &self.prepared {
+            Some((p, _)) => unpacked(p),
+            None => unreachable!("a value has a tensor or is prepared"),
+        })
+    }
+
+    /// The weight packed for inference, if it is one.
+    pub fn prepared(&self) -> Option<&Prepared> {
+        self.prepared.as_ref().map(|(p, _)| &**p)
     }
 
     /// The shape.
     pub fn dims(&self) -> &[usize] {
-        self.tensor.dims()
+        match &self.prepared {
+            Some((_, dims)) => dims,
+            None => self.tensor().dims(),
+        }
     }
 
     /// Number of rows of a `[rows, ...]` value.
@@ -343,6 +469,16 @@ impl Tape {
         self.precision
     }
 
+    /// Which way operations run.
+    pub fn path(&self) -> Path {
+        self.path
+    }
+
+    /// The weight packed for this tape's precision, if it is one.
+    pub(crate) fn prepared<'a>(&self, v: &'a Value) -> Option<&'a Prepared> {
+        v.prepared().filter(|p| p.precision() == self.precision)
+    }
+
     /// Whether it records.
     pub fn is_recording(&self) -> bool {
         self.recording
@@ -370,13 +506,19 @@ impl Tape {
     pub fn param(&self, p: &Param) -> Value {
         self.learns.set(self.learns.get() || p.trainable());
         let target = (self.recording && p.trainable()).then(|| Target::Param(p.clone()));
-        Value { tensor: p.tensor(), target }
+        match p.data() {
+            Data::Prepared(w) if target.is_none() => {
+                let dims = w.dims();
+                Value { tensor: OnceLock::new(), prepared: Some((w, dims)), target }
+            }
+            data => Value::new(data.tensor(), target),
+        }
     }
 
     /// An input whose gradient is wanted (read it from [`Gradients::of`]).
     pub fn leaf(&self, tensor: Tensor) -> Value {
         let target = self.recording.then(|| Target::Node(self.node()));
-        Value { tensor, target }
+        Value::new(tensor, target)
     }
 
     fn node(&self) -> usize {
@@ -401,7 +543,7 @@ impl Tape {
             Some(g) => backward(g, grads),
             None => Ok(()),
         }));
-        Value { tensor: output, target: Some(Target::Node(node)) }
+        Value::new(output, Some(Target::Node(node)))
     }
 
     /// As [`Tape::push`], for an operation with two outputs, of which either may stay unused.
@@ -420,7 +562,7 @@ impl Tape {
             if g.iter().all(Option::is_none) { Ok(()) } else { backward(g, grads) }
         }));
         let mut nodes = nodes.into_iter();
-        outputs.map(|tensor| Value { tensor, target: nodes.next().map(Target::Node) })
+        outputs.map(|tensor| Value::new(tensor, nodes.next().map(Target::Node)))
     }
 
     /// Runs an operation by its definition: `f` is composed of candle's differentiable primitives, and candle's own backward
@@ -431,18 +573,18 @@ impl Tape {
         f: impl FnOnce(&[Tensor]) -> Result<[Tensor; N]>,
     ) -> Result<[Value; N]> {
         if !self.tracks(inputs) {
-            let tensors: Vec<Tensor> = inputs.iter().map(|v| v.tensor.clone()).collect();
+            let tensors: Vec<Tensor> = inputs.iter().map(|v| v.tensor().clone()).collect();
             return Ok(f(&tensors)?.map(Value::constant));
         }
         let mut leaves = Vec::new();
         let mut tensors = Vec::new();
         for v in inputs {
             if v.tracked() {
-                let leaf = Var::from_tensor(&v.tensor)?;
+                let leaf = Var::from_tensor(v.tensor())?;
                 tensors.push(leaf.as_tensor().clone());
                 leaves.push((leaf, v.target()));
             } else {
-                tensors.push(v.tensor.clone());
+                tensors.push(v.tensor().clone());
             }
         }
         let outputs = f(&tensors)?;
@@ -472,7 +614,7 @@ impl Tape {
         }));
         let mut i = 0;
         Ok(std::array::from_fn(|_| {
-            let v = Value { tensor: detached[i].clone(), target: Some(Target::Node(nodes[i])) };
+            let v = Value::new(detached[i].clone(), Some(Target::Node(nodes[i])));
             i += 1;
             v
         }))
@@ -484,10 +626,10 @@ impl Tape {
     /// # Errors
     /// When `loss` is not a scalar or not on the tape.
     pub fn backward(&self, loss: &Value) -> Result<Gradients> {
-        if loss.tensor.elem_count() != 1 {
+        if loss.tensor().elem_count() != 1 {
             return Err(Error::shape("backward", "loss", loss.dims(), "a scalar"));
         }
-        let one = loss.tensor.ones_like()?;
+        let one = loss.tensor().ones_like()?;
         self.backward_from(loss, one)
     }
 

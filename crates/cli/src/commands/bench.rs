@@ -19,7 +19,7 @@ use genus_train::bench::{Timing, natural_batch, random_batch, train_step};
 use super::labelled;
 use crate::Context;
 use crate::global::Global;
-use crate::model;
+use crate::model::{self, Purpose};
 use crate::report::{Usage, json_line};
 
 /// Measure training steps, forward passes, reading prompts or decoding, beside the machine's ceilings.
@@ -175,7 +175,7 @@ impl Subject {
         Runs { warm_up: self.warm_up, timed: self.runs }
     }
 
-    fn open(&self, task: Option<Task>, global: &Global) -> anyhow::Result<(Model, Option<PathBuf>)> {
+    fn open(&self, task: Option<Task>, purpose: Purpose, global: &Global) -> anyhow::Result<(Model, Option<PathBuf>)> {
         let dimensions = Dimensions {
             n_layers: self.n_layers,
             d_model: self.d_model,
@@ -187,7 +187,7 @@ impl Subject {
         if self.runs == 0 {
             return Err(Usage("--runs 0: expected at least 1".into()).into());
         }
-        model::open_or_random(&self.model, task, &dimensions, global)
+        model::open_or_random(&self.model, task, &dimensions, purpose, global)
     }
 }
 
@@ -240,12 +240,12 @@ impl Workload {
             Self::Train(b) => b.measure(global)?,
             Self::Forward(b) => b.measure(global)?,
             Self::Prefill(b) => {
-                let (model, _) = b.subject.open(Some(Task::CausalLm), global)?;
+                let (model, _) = b.subject.open(Some(Task::CausalLm), Purpose::Inference, global)?;
                 let measured = bench::prefill(&model, b.prompt_tokens, precision, b.subject.runs())?;
                 (b.subject, model, format!("prefill {}", b.prompt_tokens), measured)
             }
             Self::Decode(b) => {
-                let (model, _) = b.subject.open(Some(Task::CausalLm), global)?;
+                let (model, _) = b.subject.open(Some(Task::CausalLm), Purpose::Inference, global)?;
                 let measured =
                     bench::decode(&model, b.batch, b.prompt_tokens, b.new_tokens, precision, b.subject.runs())?;
                 let workload = format!("decode {}x{} after {}", b.batch, b.new_tokens, b.prompt_tokens);
@@ -274,7 +274,8 @@ type Measurement = (Subject, Model, String, Measured);
 
 impl TrainBench {
     fn measure(self, global: &Global) -> anyhow::Result<Measurement> {
-        let (model, folder) = self.subject.open(self.task.or(self.objective.map(Objective::task)), global)?;
+        let task = self.task.or(self.objective.map(Objective::task));
+        let (model, folder) = self.subject.open(task, Purpose::Gradients, global)?;
         let seed = global.seed;
         let Some(objective) = Objective::of(model.task()) else {
             bail!("{}: the task {} has no objective; choose one with --objective", self.subject.model, model.task());
@@ -347,7 +348,7 @@ impl ForwardBench {
             (None, Ok((_, preset))) if (preset.spec)().attend == Attend::All => Some(Task::Base),
             (None, _) => None,
         };
-        let (model, folder) = self.subject.open(task, global)?;
+        let (model, folder) = self.subject.open(task, Purpose::Inference, global)?;
         let runs = self.subject.runs();
         if let Some(file) = &self.rows.lines {
             let tokenizer = self.rows.tokenizer(folder.as_deref())?;

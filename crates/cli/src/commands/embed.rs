@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::Context;
 use crate::commands::forward::check_output_file;
-use crate::model;
+use crate::model::{self, Purpose};
 use crate::progress::{Progress, grouped, short_count};
 use crate::report::json_line;
 
@@ -44,7 +44,7 @@ impl Embed {
         let global = context.global()?;
         check_output_file(&self.output, &self.input)?;
         let lines = read_lines(&self.input)?;
-        let opened = model::open(&self.model, Some(Task::Base), &global)?;
+        let opened = model::open(&self.model, Some(Task::Base), Purpose::Inference, &global)?;
         let tokenizer = model::tokenizer(&opened.folder, "choose a folder that holds one")?;
         let mut options = EmbedOptions::open(&opened.folder)?;
         options.pooling = self.pooling.unwrap_or(options.pooling);

@@ -10,7 +10,7 @@ use genus_models::Task;
 use serde_json::json;
 
 use crate::Context;
-use crate::model;
+use crate::model::{self, Purpose};
 use crate::report::json_line;
 
 /// Raw outputs of a model on a batch, as `transformers` names and shapes them; with --grad also every gradient.
@@ -44,7 +44,8 @@ impl Forward {
         let global = context.global()?;
         check_output_file(&self.output, &self.input)?;
         let batch = PaddedBatch::open(&self.input)?;
-        let opened = model::open(&self.model, self.task, &global)?;
+        let purpose = if self.grad { Purpose::Gradients } else { Purpose::Inference };
+        let opened = model::open(&self.model, self.task, purpose, &global)?;
         let options = ForwardOptions {
             grad: self.grad,
             hidden_states: self.hidden_states,

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::Context;
 use crate::interrupt;
-use crate::model;
+use crate::model::{self, Purpose};
 use crate::progress::{Progress, grouped};
 use crate::report::{Interrupted, json_line};
 use crate::source::{Texts, parse_ids};
@@ -99,7 +99,7 @@ impl Generate {
         let global = context.global()?;
         let texts = self.texts()?;
         let given_ids = self.ids.iter().map(|ids| parse_ids(ids)).collect::<anyhow::Result<Vec<_>>>()?;
-        let opened = model::open(&self.model, Some(Task::CausalLm), &global)?;
+        let opened = model::open(&self.model, Some(Task::CausalLm), Purpose::Inference, &global)?;
         let with_text = !texts.is_empty() || !self.output_ids || !self.stop.is_empty();
         let tokenizer = self.tokenizer(&opened.folder, with_text)?;
         let config = GenerationConfig::open(&opened.folder)?;

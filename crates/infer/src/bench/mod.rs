@@ -130,7 +130,7 @@ pub fn prefill(model: &Model, prompt_tokens: usize, precision: Precision, runs: 
     let engine = Engine::new(model, None)?.with_precision(precision);
     let options = GenerateOptions { max_new_tokens: 1, ..Default::default() };
     let request = Request { prompt: ids(model, prompt_tokens, 0), options };
-    let flops = model.flops(&Spans::single(prompt_tokens), 1).forward;
+    let flops = Flops::prompt(model.spec(), prompt_tokens);
     measure(runs, || {
         let start = Instant::now();
         engine.generate(std::slice::from_ref(&request), |_, _| {})?;
@@ -187,7 +187,7 @@ fn weights_read(model: &Model) -> usize {
         _ => false,
     };
     let read = model.params().iter().filter(|p| !by_row(p.name()));
-    read.map(|p| p.tensor().elem_count() * p.tensor().dtype().size_in_bytes()).sum()
+    read.map(|p| p.bytes()).sum()
 }
 
 /// A run's time.
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(m.flops, gpt2.flops(&Spans::from_lengths([5, 5]), 10).forward);
         assert_eq!(m.operations.iter().map(|e| e.flops).sum::<f64>(), 3.0 * m.flops);
         let m = prefill(&gpt2, 16, Precision::Bf16, runs).unwrap();
-        assert_eq!((m.tokens, m.flops), (16, gpt2.flops(&Spans::single(16), 1).forward));
+        assert_eq!((m.tokens, m.flops), (16, Flops::prompt(gpt2.spec(), 16)));
         let m = decode(&gpt2, 3, 4, 6, Precision::F32, runs).unwrap();
         assert_eq!(m.tokens, 18);
         // Every product of the six steps, none of the prompts'.

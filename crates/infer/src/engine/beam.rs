@@ -121,7 +121,7 @@ impl Engine<'_> {
             })
             .collect();
         let wanted = vec![true; pieces.len()];
-        let rows = self.forward(&pieces, &mut caches, &wanted)?;
+        let rows = self.forward(&pieces, &mut caches, &wanted)?.read(|rows| rows.map(<[f32]>::to_vec).collect())?;
         for (r, cache) in running.iter_mut().zip(caches) {
             r.cache = cache;
         }

@@ -18,9 +18,10 @@ pub(crate) use sampling::argmax;
 use crate::{Error, Result};
 use genus_models::{Input, Model, SequenceCache, Task};
 use genus_nn::Attend;
-use genus_ops::{Path, Precision, Spans, Tape, gather_rows, to_vec};
+use genus_ops::{DType, Device, Path, Precision, Tape, Tensor, with_slice};
 use genus_text::Tokenizer;
 use sampling::Sampler;
+use std::slice::ChunksExact;
 use std::sync::atomic::{AtomicBool, Ordering};
 use text::TextStream;
 
@@ -221,20 +222,32 @@ impl<'a> Engine<'a> {
     }
 
     /// Runs `pieces` (new tokens, one list a cache) and returns the logits after the last token of those that are `wanted`.
-    fn forward(&self, pieces: &[&[u32]], caches: &mut [SequenceCache], wanted: &[bool]) -> Result<Vec<Vec<f32>>> {
+    fn forward(&self, pieces: &[&[u32]], caches: &mut [SequenceCache], wanted: &[bool]) -> Result<Logits> {
         let tape = self.tape();
         let input = Input::from_sequences(pieces);
-        let hidden = self.model.hidden(&tape, &input, Some(caches), false)?;
-        let spans: &Spans = &input.spans;
-        let last: Vec<u32> =
-            spans.iter().zip(wanted).filter(|(_, w)| **w).map(|(r, _)| r.end.saturating_sub(1) as u32).collect();
-        if last.is_empty() {
-            return Ok(Vec::new());
+        let rows = self.model.hidden_ends(&tape, &input, caches, wanted)?;
+        if rows.rows() == 0 {
+            return Ok(Logits { rows: None, width: 1 });
         }
-        let rows = gather_rows(&tape, &hidden.last, &last)?;
         let logits = self.model.lm_head()?.logits(&tape, &rows)?;
         let width = logits.dims().get(1).copied().unwrap_or(1).max(1);
-        Ok(to_vec(logits.tensor())?.chunks(width).map(<[f32]>::to_vec).collect())
+        let rows = logits.tensor().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        Ok(Logits { rows: Some(rows), width })
+    }
+}
+
+/// Rows of logits, read where the head left them.
+struct Logits {
+    rows: Option<Tensor>,
+    width: usize,
+}
+
+impl Logits {
+    fn read<R>(&self, f: impl FnOnce(ChunksExact<'_, f32>) -> R) -> Result<R> {
+        Ok(match &self.rows {
+            Some(t) => with_slice(t, |all| f(all.chunks_exact(self.width)))?,
+            None => f([].chunks_exact(1)),
+        })
     }
 }
 
@@ -269,7 +282,7 @@ impl Sequence {
     }
 
     /// Chooses the next token.
-    fn choose(&mut self, logits: &mut [f32], n_ctx: usize) -> Result<Event> {
+    fn choose(&mut self, logits: &[f32], n_ctx: usize) -> Result<Event> {
         let step = self.generated();
         let id = self.sampler.next(&self.options, step, logits).map_err(|(id, found)| Error::Logits {
             request: self.request,
@@ -404,21 +417,24 @@ impl Batch<'_> {
         for ((s, _), cache) in moved.zip(caches) {
             s.cache = cache;
         }
-        let mut rows = rows?.into_iter();
+        let logits = rows?;
         let mut wanted = wanted.into_iter();
         let n_ctx = self.engine.model.spec().n_ctx;
         let mut events = Vec::new();
         let mut take = take.into_iter();
-        self.running.retain_mut(|s| {
-            if take.next().unwrap_or(0) == 0 || !wanted.next().unwrap_or(false) {
-                return true;
-            }
-            let Some(mut row) = rows.next() else { return true };
-            let event = s.choose(&mut row, n_ctx);
-            let stays = matches!(&event, Ok(e) if e.done.is_none());
-            events.push((s.request, event));
-            stays
-        });
+        let running = &mut self.running;
+        logits.read(|mut rows| {
+            running.retain_mut(|s| {
+                if take.next().unwrap_or(0) == 0 || !wanted.next().unwrap_or(false) {
+                    return true;
+                }
+                let Some(row) = rows.next() else { return true };
+                let event = s.choose(row, n_ctx);
+                let stays = matches!(&event, Ok(e) if e.done.is_none());
+                events.push((s.request, event));
+                stays
+            });
+        })?;
         Ok(events)
     }
 

@@ -2,6 +2,7 @@
 
 use super::options::{GenerateOptions, Sampling};
 use genus_ops::rng::Key;
+use std::borrow::Cow;
 
 /// What was wrong with a row of logits: where, and the value.
 pub(crate) type Unusable = (usize, f32);
@@ -28,26 +29,30 @@ impl Sampler {
         s
     }
 
-    /// Chooses token number `step` (from 0). `logits` is used as scratch.
-    pub fn next(&mut self, o: &GenerateOptions, step: usize, logits: &mut [f32]) -> Result<u32, Unusable> {
-        if let Some(i) = logits.iter().position(|x| !x.is_finite()) {
+    /// Chooses token number `step` (from 0).
+    pub fn next(&mut self, o: &GenerateOptions, step: usize, logits: &[f32]) -> Result<u32, Unusable> {
+        if !all_finite(logits)
+            && let Some(i) = logits.iter().position(|x| !x.is_finite())
+        {
             return Err((i, logits[i]));
         }
+        let mut logits = Cow::Borrowed(logits);
         let penalty = o.repetition_penalty as f32;
         if penalty != 1.0 {
             for &id in &self.seen {
-                if let Some(x) = logits.get_mut(id as usize) {
+                if let Some(x) = logits.to_mut().get_mut(id as usize) {
                     *x = if *x < 0.0 { *x * penalty } else { *x / penalty };
                 }
             }
         }
         if step < o.min_new_tokens && o.eos.iter().filter(|&&id| (id as usize) < logits.len()).count() < logits.len() {
             for &id in &o.eos {
-                if let Some(x) = logits.get_mut(id as usize) {
+                if let Some(x) = logits.to_mut().get_mut(id as usize) {
                     *x = f32::NEG_INFINITY;
                 }
             }
         }
+        let logits = logits.as_ref();
         let id = match o.sampling {
             Sampling::Greedy => argmax(logits),
             Sampling::Random { temperature, top_k, top_p, min_p } => {
@@ -65,15 +70,27 @@ impl Sampler {
     }
 }
 
-/// The index of the largest value, the lowest among equals.
-pub(crate) fn argmax(x: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, &v) in x.iter().enumerate() {
-        if v > x[best] {
-            best = i;
-        }
+/// Whether all values are finite; in lanes, as a vocabulary's row is long.
+fn all_finite(x: &[f32]) -> bool {
+    let (chunks, rest) = x.as_chunks::<16>();
+    // Times 0, anything that is not finite is NaN.
+    let mut sums = [0f32; 16];
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(s, v)| *s += v * 0.0);
     }
-    best as u32
+    sums.iter().chain(rest).all(|v| (v * 0.0) == 0.0)
+}
+
+/// The index of the largest value, the lowest among equals; 0 if there is none.
+pub(crate) fn argmax(x: &[f32]) -> u32 {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let larger = |m: f32, v: f32| if v > m { v } else { m };
+    let mut most = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        most.iter_mut().zip(chunk).for_each(|(m, v)| *m = larger(*m, *v));
+    }
+    let most = most.iter().chain(rest).fold(f32::NEG_INFINITY, |m, v| larger(m, *v));
+    x.iter().position(|v| *v == most).unwrap_or(0) as u32
 }
 
 /// The tokens that stay and their weights, likeliest first (lowest id first among equals), in `transformers`' order of steps.
@@ -158,7 +175,7 @@ mod tests {
         let mut counts = [0usize; 6];
         let mut s = Sampler::new(&o, &[]);
         for step in 0..n {
-            counts[s.next(&o, step, &mut LOGITS.clone()).unwrap() as usize] += 1;
+            counts[s.next(&o, step, &LOGITS).unwrap() as usize] += 1;
         }
         let total: f64 = LOGITS.iter().map(|x| f64::from(*x).exp()).sum();
         for (i, &c) in counts.iter().enumerate() {
@@ -178,15 +195,29 @@ mod tests {
     fn penalty_and_minimum_length() {
         let mut o = GenerateOptions { repetition_penalty: 2.0, ..Default::default() };
         let mut s = Sampler::new(&o, &[1, 3, 4]);
-        let mut row = LOGITS;
-        assert_eq!(s.next(&o, 0, &mut row), Ok(2));
-        assert_eq!(row, [1.0, 1.5, 2.0, 1.5, -2.0, 0.5]);
+        // The row becomes [1.0, 1.5, 2.0, 1.5, -2.0, 0.5].
+        assert_eq!(s.next(&o, 0, &LOGITS), Ok(2));
         // Now 2 was seen as well: 1 and 3 lead, and the lower id wins.
-        assert_eq!(s.next(&o, 1, &mut LOGITS.clone()), Ok(1));
+        assert_eq!(s.next(&o, 1, &LOGITS), Ok(1));
         o = GenerateOptions { eos: vec![1, 3, 77], min_new_tokens: 2, ..Default::default() };
         let mut s = Sampler::new(&o, &[]);
-        assert_eq!(s.next(&o, 1, &mut LOGITS.clone()), Ok(2));
-        assert_eq!(s.next(&o, 2, &mut LOGITS.clone()), Ok(1));
+        assert_eq!(s.next(&o, 1, &LOGITS), Ok(2));
+        assert_eq!(s.next(&o, 2, &LOGITS), Ok(1));
+    }
+
+    #[test]
+    fn the_largest_of_long_rows() {
+        for n in [1, 15, 16, 17, 40, 101] {
+            for at in 0..n {
+                let mut row = vec![-3.0f32; n];
+                (row[at], row[n - 1]) = (-1.0, -1.0);
+                assert_eq!(argmax(&row), at as u32);
+                assert!(all_finite(&row));
+                row[at] = f32::INFINITY;
+                assert!(!all_finite(&row) && argmax(&row) == at as u32);
+            }
+        }
+        assert_eq!(argmax(&[]), 0);
     }
 
     #[test]
@@ -195,7 +226,7 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut row = LOGITS;
             row[4] = bad;
-            assert_eq!(Sampler::new(&o, &[]).next(&o, 0, &mut row).unwrap_err().0, 4);
+            assert_eq!(Sampler::new(&o, &[]).next(&o, 0, &row).unwrap_err().0, 4);
         }
     }
 }

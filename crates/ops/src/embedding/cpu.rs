@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::array::SendPtr;
+use crate::gemm::packed::Prepared;
 use crate::pool;
 
 /// `out[i] = table[ids[i]]`, or added to what is there; rows of `d`.
@@ -18,6 +19,23 @@ pub(crate) fn add_rows(table: &[f32], ids: &[u32], d: usize, add: bool, out: &mu
                 out.iter_mut().zip(row).for_each(|(o, x)| *o += x);
             } else {
                 out.copy_from_slice(row);
+            }
+        }
+    });
+}
+
+/// As [`add_rows`], from a table that is packed as the weight of a (tied) projection.
+pub(crate) fn add_prepared_rows(table: &Prepared, ids: &[u32], d: usize, add: bool, out: &mut [f32]) {
+    assert_eq!(out.len(), ids.len() * d);
+    let to = SendPtr(out.as_mut_ptr());
+    pool::run_chunks(ids.len(), 16, |r| {
+        for i in r {
+            // SAFETY: one row of the output each.
+            let out = unsafe { to.slice(i * d, d) };
+            if add {
+                table.add_row(ids[i] as usize, out);
+            } else {
+                table.row(ids[i] as usize, out);
             }
         }
     });

@@ -8,7 +8,7 @@ use crate::linear::matrix;
 use crate::profile::{Operation, running};
 use crate::rng::Key;
 use crate::rows::cpu::{drop_in_place, scatter_add};
-use crate::{Error, Result, Tape, Tensor, Value};
+use crate::{Error, Path, Result, Tape, Tensor, Value};
 
 /// `dropout(sum over tables of table[ids])`: token, position and segment embeddings in one pass.
 ///
@@ -37,7 +37,8 @@ pub fn embedding(tape: &Tape, parts: &[(&Value, &[u32])], dropout: f32) -> Resul
     }
     let drop = tape.draw(dropout).map(|k| (k, dropout));
     let inputs: Vec<&Value> = parts.iter().map(|p| p.0).collect();
-    if tape.kernel(first.tensor()) {
+    // A prepared table is one of f32 on the CPU.
+    if tape.path() == Path::Kernels && (first.prepared().is_some() || tape.kernel(first.tensor())) {
         return kernel(tape, parts, d, drop);
     }
     let device = first.tensor().device();
@@ -51,7 +52,10 @@ fn kernel(tape: &Tape, parts: &[(&Value, &[u32])], d: usize, drop: Option<(Key, 
     let n = parts[0].1.len();
     let mut y = uninit(n * d);
     for (i, (table, ids)) in parts.iter().enumerate() {
-        with_slice(table.tensor(), |t| cpu::add_rows(t, ids, d, i > 0, &mut y))?;
+        match table.prepared() {
+            Some(t) => cpu::add_prepared_rows(t, ids, d, i > 0, &mut y),
+            None => with_slice(table.tensor(), |t| cpu::add_rows(t, ids, d, i > 0, &mut y))?,
+        }
     }
     if let Some(drop) = drop {
         drop_in_place(&mut y, d, drop);

@@ -44,6 +44,16 @@ pub fn feed_forward(tape: &Tape, x: &Value, w: &Dense<'_>) -> Result<Value> {
     let (layout, activation) = (w.layout, w.activation);
     let inputs = [x, w.up, w.up_bias, w.down, w.down_bias];
     if tape.kernel(x.tensor()) {
+        if let (Some(up), Some(down), false) = (tape.prepared(w.up), tape.prepared(w.down), tape.tracks(&inputs)) {
+            let cpu::Shape { n, d_model, d_ff, d_out, .. } = s;
+            let (mut hidden, mut y) = (uninit(n * d_ff), uninit(n * d_out));
+            with_slices([x.tensor(), w.up_bias.tensor(), w.down_bias.tensor()], |[x, up_bias, down_bias]| {
+                maps::forward_prepared(n, x, up, [d_model, d_ff], Some(up_bias), activation, &mut hidden);
+                let f = Activation::Identity;
+                maps::forward_prepared(n, &hidden, down, [d_ff, d_out], Some(down_bias), f, &mut y);
+            })?;
+            return Ok(Value::constant(tensor(y, &[n, d_out])?));
+        }
         return kernel(tape, &inputs, layout, activation, s);
     }
     if tape.precision() == Precision::Bf16 {

@@ -16,6 +16,7 @@
 mod few;
 pub(crate) mod micro;
 mod pack;
+pub(crate) mod packed;
 pub(crate) mod step;
 
 use crate::Precision;
@@ -90,6 +91,9 @@ impl Init<'_> {
 
 /// What happens to a row of the result, segment by segment, as soon as its chains are complete and while it is still in cache.
 pub(crate) trait Epilogue: Copy + Send + Sync {
+    /// Whether nothing happens.
+    const NONE: bool = false;
+
     /// `c` points at the `n` finished elements of row `i` from column `j` on.
     ///
     /// # Safety
@@ -99,6 +103,8 @@ pub(crate) trait Epilogue: Copy + Send + Sync {
 
 /// Nothing more to do.
 impl Epilogue for () {
+    const NONE: bool = true;
+
     #[inline(always)]
     unsafe fn row<S: Simd>(self, _: usize, _: usize, _: usize, _: *mut f32) {}
 }

@@ -5,6 +5,7 @@
 use super::Layout;
 use crate::activation::{GELU_CUBIC, GELU_TANH};
 use crate::array::SendPtr;
+use crate::gemm::packed::{self, Prepared};
 use crate::gemm::{Epilogue, Init, Mat, gemm, gemm_then};
 use crate::profile::{Operation, running};
 use crate::simd::{Simd, kernel, math};
@@ -207,6 +208,32 @@ pub(crate) unsafe fn forward_then<E: Epilogue>(
     let (a, b) = (Mat::rows(x.as_ptr(), d_in), weight(w, layout, d_in, d_out));
     // SAFETY: sizes checked here and in `weight`; the rest is the caller's promise.
     unsafe { gemm_then(n, d_out, d_in, a, b, c.0, d_out, init, precision, then) }
+}
+
+/// `y = f(x W + b)` for a weight prepared for the precision asked for, without anything for a backward pass.
+pub(crate) fn forward_prepared(
+    n: usize,
+    x: &[f32],
+    w: &Prepared,
+    [d_in, d_out]: [usize; 2],
+    bias: Option<&[f32]>,
+    f: Activation,
+    y: &mut [f32],
+) {
+    assert!(x.len() == n * d_in && y.len() == n * d_out && bias.is_none_or(|b| b.len() == d_out));
+    assert_eq!(w.dims(), w.layout().shape(d_in, d_out));
+    let _running = running(Operation::LinearForward, 2.0 * (n * d_in * d_out) as f64);
+    let init = bias.map_or(Init::Zero, Init::Bias);
+    let c = y.as_mut_ptr();
+    // SAFETY: sizes checked above; `y` is an exclusive borrow.
+    unsafe {
+        if f == Activation::Identity {
+            packed::multiply(n, x.as_ptr(), d_in, w, c, d_out, init, ());
+        } else {
+            let then = Activate { f, out: SendPtr(c), ldo: d_out };
+            packed::multiply(n, x.as_ptr(), d_in, w, c, d_out, init, then);
+        }
+    }
 }
 
 /// `dx (+)= dy W^T`.

@@ -75,6 +75,16 @@ pub fn linear(
     let mut inputs = vec![x, weight];
     inputs.extend(bias);
     if tape.kernel(x.tensor()) {
+        if let Some(w) = tape.prepared(weight)
+            && !tape.tracks(&inputs)
+        {
+            let mut y = uninit(n * d_out);
+            let bias_or_x = bias.map_or(x.tensor(), |b| b.tensor());
+            with_slices([x.tensor(), bias_or_x], |[x, b]| {
+                cpu::forward_prepared(n, x, w, [d_in, d_out], bias.map(|_| b), activation, &mut y);
+            })?;
+            return Ok(Value::constant(tensor(y, &[n, d_out])?));
+        }
         let s = cpu::Sizes { n, d_in, d_out, precision: tape.precision() };
         return kernel(tape, &inputs, layout, activation, s);
     }

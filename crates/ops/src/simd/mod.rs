@@ -145,8 +145,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn reduce_max(a: Self::V) -> f32;
     /// The nearest value that bf16 holds, ties to even; NaN stays NaN.
     unsafe fn round_bf16(a: Self::V) -> Self::V;
+    /// The bf16 in each lane's low half, as f32.
+    unsafe fn low_bf16(a: Self::V) -> Self::V;
+    /// The bf16 in each lane's high half, as f32.
+    unsafe fn high_bf16(a: Self::V) -> Self::V;
     /// Asks for a cache line.
     unsafe fn prefetch(p: *const f32);
+    /// Asks for a cache line, into the L2 cache.
+    unsafe fn prefetch_l2(p: *const f32);
     /// Writes the transpose of the `LANES` rows `src + i * src_stride` (each of `LANES` floats) to `dst + j * dst_stride`.
     #[inline(always)]
     unsafe fn transpose(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {

@@ -109,5 +109,15 @@ impl Simd for Portable {
         a.map(crate::gemm::round_bf16)
     }
     #[inline(always)]
+    unsafe fn low_bf16(a: Self::V) -> Self::V {
+        a.map(|x| f32::from_bits(x.to_bits() << 16))
+    }
+    #[inline(always)]
+    unsafe fn high_bf16(a: Self::V) -> Self::V {
+        a.map(|x| f32::from_bits(x.to_bits() & 0xffff_0000))
+    }
+    #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
+    #[inline(always)]
+    unsafe fn prefetch_l2(_: *const f32) {}
 }

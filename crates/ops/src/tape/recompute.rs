@@ -51,7 +51,7 @@ impl Tape {
             return f(self, &inputs);
         }
         let (first, again) = (self.part(false), self.part(true));
-        let constants: Vec<Value> = inputs.iter().map(|v| Value::constant(v.tensor.clone())).collect();
+        let constants: Vec<Value> = inputs.iter().map(|v| Value::constant(v.tensor().clone())).collect();
         let outputs = f(&first, &constants)?;
         drop(constants);
         self.draws.set(first.draws.get());
@@ -70,9 +70,9 @@ impl Tape {
             // The block's own tape: its gradients end at leaves that stand for the inputs.
             let (targets, leaves): (Vec<_>, Vec<_>) = kept
                 .into_iter()
-                .map(|v| match v.target {
-                    Some(target) => (Some(target), again.leaf(v.tensor)),
-                    None => (None, Value::constant(v.tensor)),
+                .map(|v| match v.target() {
+                    Some(target) => (Some(target), again.leaf(v.tensor().clone())),
+                    None => (None, Value::constant(v.tensor().clone())),
                 })
                 .unzip();
             let outputs = f(&again, &leaves).map_err(|e| Error::Recompute(Box::new(e)))?;
@@ -94,7 +94,7 @@ impl Tape {
             }
             Ok(())
         }));
-        let output = |(v, node): (Value, usize)| Value { tensor: v.tensor, target: Some(Target::Node(node)) };
+        let output = |(v, node): (Value, usize)| Value::new(v.tensor().clone(), Some(Target::Node(node)));
         Ok(outputs.into_iter().zip(nodes).map(output).collect())
     }
 }
