@@ -1,23 +1,22 @@
 //! A member of the family with weights.
 
 mod classify;
+mod load;
+
+pub use load::{LoadOptions, Loaded};
 
 use crate::registry::{Classified, Pooling};
-use crate::{Error, Family, Flops, Labels, Result, Task, families, family};
-use candle_core::{DType, Device, Tensor};
-use genus_checkpoint::config::JsonFile;
-use genus_checkpoint::names::{Expected, Resolution, resolve};
-use genus_checkpoint::{TensorSpec, Weights, WriteOptions, write_tensors};
+use crate::{Error, Family, Flops, Labels, Result, Task};
+use candle_core::{Device, Tensor};
+use genus_checkpoint::{TensorSpec, WriteOptions, write_tensors};
 use genus_nn::{
-    Builder, Classifier, HeadTransform, Hidden, Init, Input, LmHead, Planned, Pooler, RandomSource, SequenceCache,
-    Source, Stack, StackSpec, plan,
+    Builder, Classifier, HeadTransform, Hidden, Input, LmHead, Planned, Pooler, RandomSource, SequenceCache, Source,
+    Stack, StackSpec, plan,
 };
-use genus_ops::{Floats, Layout, Param, Precision, Prepared, Spans, Tape};
+use genus_ops::{Param, Precision, Spans, Tape};
 use serde_json::{Map, Value};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The parts of a model that its task needs.
 #[derive(Debug)]
@@ -73,117 +72,6 @@ pub struct Model {
 impl std::fmt::Debug for Family {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name)
-    }
-}
-
-/// How a model folder is loaded.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
-    /// What for; by default what `architectures` in config.json says.
-    pub task: Option<Task>,
-    /// Where to.
-    pub device: Device,
-    /// Element type in memory: f32, or f64 for checks.
-    pub dtype: DType,
-    /// Packs weights for inference in this precision while they are read, as [`Model::prepare`] does afterwards.
-    pub prepare: Option<Precision>,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        LoadOptions { task: None, device: Device::Cpu, dtype: DType::F32, prepare: None }
-    }
-}
-
-/// A loaded model and what there is to say about its folder.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The model.
-    pub model: Model,
-    /// Tensors of the checkpoint that this task does not use, as sentences.
-    pub warnings: Vec<String>,
-}
-
-/// Reads parameters from opened weights.
-struct Checkpoint<'a> {
-    weights: &'a Weights,
-    resolution: &'a Resolution,
-    options: &'a LoadOptions,
-    /// Whether the token table is also the weight of the output projection.
-    projects: bool,
-    /// The first tensor in the file with an element that is not finite.
-    not_finite: Option<String>,
-}
-
-impl Checkpoint<'_> {
-    /// The checkpoint's name of a parameter.
-    fn file(&self, name: &str) -> genus_nn::Result<&str> {
-        let reason = "the checkpoint has no such tensor";
-        let failed = || genus_nn::Error::Parameter { name: name.to_owned(), reason: reason.into() };
-        self.resolution.get(name).ok_or_else(failed)
-    }
-
-    fn values(&self, name: &str) -> genus_nn::Result<Cow<'_, [f32]>> {
-        let failed =
-            |e: genus_checkpoint::Error| genus_nn::Error::Parameter { name: name.to_owned(), reason: e.to_string() };
-        self.weights.f32(self.file(name)?).map_err(failed)
-    }
-}
-
-/// Whether all values are finite; on all threads, since it reads whole models.
-fn all_finite(values: &[f32]) -> bool {
-    let finite = AtomicBool::new(true);
-    genus_ops::pool::run_chunks(values.len(), 1 << 16, |r| {
-        // Without a branch inside.
-        if !values[r].iter().fold(true, |ok, v| ok & v.is_finite()) {
-            finite.store(false, Ordering::Relaxed);
-        }
-    });
-    finite.into_inner()
-}
-
-impl Source for Checkpoint<'_> {
-    fn get(&mut self, name: &str, shape: &[usize], _: Init) -> genus_nn::Result<Tensor> {
-        let (file, values) = (self.file(name)?.to_owned(), self.values(name)?);
-        let finite = all_finite(&values);
-        // The resolution checked the shape.
-        let tensor = Tensor::from_vec(values.into_owned(), shape, &Device::Cpu)?;
-        if !finite {
-            self.not_finite.get_or_insert(file);
-        }
-        Ok(tensor.to_dtype(self.options.dtype)?.to_device(&self.options.device)?)
-    }
-
-    fn prepared(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        layout: Layout,
-        table: bool,
-    ) -> genus_nn::Result<Option<Prepared>> {
-        let o = self.options;
-        let Some(precision) = o.prepare.filter(|_| o.dtype == DType::F32 && matches!(o.device, Device::Cpu)) else {
-            return Ok(None);
-        };
-        if table && !self.projects {
-            return Ok(None);
-        }
-        let (d_in, d_out) = match layout {
-            Layout::InOut => (shape[0], shape[1]),
-            Layout::OutIn => (shape[1], shape[0]),
-        };
-        let pack = if table { Prepared::pack_table } else { Prepared::pack };
-        let file = self.file(name)?;
-        let weight = match self.weights.bf16(file) {
-            Some(bits) => pack(Floats::Bf16(bits), layout, d_in, d_out, precision),
-            None => pack(Floats::F32(&self.values(name)?), layout, d_in, d_out, precision),
-        };
-        self.weights.forget(file);
-        let file = file.to_owned();
-        if !weight.is_finite() {
-            self.not_finite.get_or_insert(file);
-        }
-        Ok(Some(weight))
     }
 }
 
@@ -287,82 +175,6 @@ impl Model {
         let parts = Parts::build(&mut b, family, &spec, task, family.pools(task), &labels)?;
         let params = b.finish();
         Ok(Model { family, spec, task, parts, params, labels, extra: Map::new(), origin: BTreeMap::new() })
-    }
-
-    /// Reads the member and the specification from a folder's `config.json`.
-    ///
-    /// # Errors
-    /// When the file is missing or not a configuration of a known member.
-    pub fn read_config(folder: &Path) -> Result<(&'static Family, StackSpec, JsonFile)> {
-        let file = JsonFile::open(folder.join("config.json"))?;
-        let found = match file.get("model_type").and_then(Value::as_str) {
-            Some(t) => t.to_owned(),
-            None => return Err(file.field_error("model_type", "a string").into()),
-        };
-        let Some(family) = family(&found) else {
-            let supported: Vec<String> = families().iter().map(|f| f.model_type.to_owned()).collect();
-            let nearest =
-                genus_checkpoint::names::nearest_names(&found, families().iter().map(|f| f.model_type), 1).pop();
-            return Err(Error::ModelType { file: file.path().to_owned(), found, supported, nearest });
-        };
-        let spec = (family.read)(&file)?;
-        if let Err(genus_nn::Error::Spec { field, found, expected }) = spec.check() {
-            // The file has another name for it: the field that holds this value.
-            let fields = file.value().as_object();
-            let named = fields.and_then(|m| m.iter().find(|(_, v)| v.to_string() == found)).map(|(k, _)| k.as_str());
-            return Err(file.field_error(named.unwrap_or(field), expected).into());
-        }
-        Ok((family, spec, file))
-    }
-
-    /// Loads a model folder in Hugging Face's layout.
-    ///
-    /// # Errors
-    /// When a file is missing or damaged, or weights and configuration contradict each other; all tensors that do not fit are
-    /// listed.
-    pub fn load(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Loaded> {
-        let folder = folder.as_ref();
-        let (family, spec, file) = Self::read_config(folder)?;
-        let task = match options.task {
-            Some(task) => task,
-            None => named_task(family, &file)?,
-        };
-        family.check_task(task)?;
-        let weights = Weights::open(folder)?;
-        let names = (family.names)(task, &spec)?;
-        let labels = if task == Task::SequenceClassification { Labels::read(&file)? } else { Labels::default() };
-        let expected: Vec<Expected> = family
-            .plan_labelled(&spec, task, &labels)?
-            .into_iter()
-            .map(|p| match task == Task::Base && p.name.starts_with("pooler.") {
-                true => Expected::optional(p.name, p.shape),
-                false => Expected::required(p.name, p.shape),
-            })
-            .collect();
-        let resolution = resolve(&names, &expected, &weights)?;
-        let pooled = family.pools(task) && !resolution.absent.iter().any(|n| n.starts_with("pooler."));
-        let (weights, resolution_ref, projects) = (&weights, &resolution, task.predicts_tokens());
-        let mut source = Checkpoint { weights, resolution: resolution_ref, options, projects, not_finite: None };
-        let mut b = Builder::new(&mut source);
-        let parts = Parts::build(&mut b, family, &spec, task, pooled, &labels)?;
-        let params = b.finish();
-        if let Some(tensor) = source.not_finite
-            && let Some((index, value)) = weights.first_non_finite(&tensor)?
-        {
-            return Err(Error::NotFinite { file: folder.to_owned(), tensor, index, value });
-        }
-        let extra = file.value().as_object().cloned().unwrap_or_default();
-        let mut warnings = Vec::new();
-        if !resolution.other_heads.is_empty() {
-            warnings.push(format!(
-                "{}: {} tensor(s) of other heads are not used for the task {task}: {}",
-                folder.display(),
-                resolution.other_heads.len(),
-                resolution.other_heads.join(", ")
-            ));
-        }
-        let origin = resolution.names;
-        Ok(Loaded { model: Model { family, spec, task, parts, params, labels, extra, origin }, warnings })
     }
 
     /// Packs all weights of linear maps for inference in `precision`: products with them are faster, above all those of a few rows, and have the
@@ -575,20 +387,4 @@ impl Model {
     fn part<'a, T>(&self, part: Option<&'a T>, what: &'static str) -> Result<&'a T> {
         part.ok_or(Error::NoPart { task: self.task, part: what })
     }
-}
-
-/// The task that `architectures` names; without that field, the pretraining task if it is the only one with weights.
-fn named_task(family: &'static Family, file: &JsonFile) -> Result<Task> {
-    let found = file.get("architectures");
-    let classes: Vec<&str> =
-        found.and_then(Value::as_array).map(|a| a.iter().filter_map(Value::as_str).collect()).unwrap_or_default();
-    if let Some((task, _)) = family.tasks.iter().find(|(_, class)| classes.contains(class)) {
-        return Ok(*task);
-    }
-    // Folders with a head that has no task here (a classifier, say) still give hidden states.
-    Err(Error::Architectures {
-        file: file.path().to_owned(),
-        found: found.map_or("missing".into(), Value::to_string),
-        expected: family.tasks.iter().map(|t| t.1.to_owned()).collect(),
-    })
 }

@@ -136,6 +136,11 @@ unsafe impl Send for SendPtr {}
 unsafe impl Sync for SendPtr {}
 
 impl SendPtr {
+    /// The pointer: a closure that calls this takes the whole value with it, not the bare pointer.
+    pub fn ptr(self) -> *mut f32 {
+        self.0
+    }
+
     /// The mutable slice `[start, start + len)`.
     ///
     /// # Safety

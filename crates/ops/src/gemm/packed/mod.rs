@@ -90,9 +90,9 @@ impl Prepared {
         let to = SendPtr(block.ptr().cast());
         let (finite, exact) = (AtomicBool::new(true), AtomicBool::new(true));
         pool::run_chunks(panels, 16, |r| {
-            let (to, pairs) = (to, precision == Precision::Bf16);
+            let pairs = precision == Precision::Bf16;
             // SAFETY: the source has [d_in, d_out] elements (checked above); chunks of panels are disjoint parts of the block.
-            let ok = unsafe { pack::panels(src, d_in, d_out, r.start, r.end, pairs, to.0) };
+            let ok = unsafe { pack::panels(src, d_in, d_out, r.start, r.end, pairs, to.ptr()) };
             finite.fetch_and(ok[0], Relaxed);
             exact.fetch_and(ok[1], Relaxed);
         });
