@@ -55,7 +55,7 @@ pub fn gather_rows(tape: &Tape, x: &Value, indices: &[u32]) -> Result<Value> {
         }));
     }
     let index = Tensor::new(indices, x.tensor().device())?;
-    let [y] = tape.composed(&[x], |t| Ok([t[0].index_select(&index, 0)?]))?;
+    let [y] = tape.composed(&[x], |t| Ok([t[0].contiguous()?.index_select(&index, 0)?]))?;
     Ok(y)
 }
 
