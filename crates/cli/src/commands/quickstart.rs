@@ -27,7 +27,7 @@ pub(crate) struct Quickstart {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     data: Vec<PathBuf>,
     /// Number of steps.
-    #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1200, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// Folder of the run; without it, the first free of runs/quickstart-1, runs/quickstart-2, ...
     #[arg(long, value_name = "RUN")]
