@@ -1,7 +1,7 @@
 //! From files to training and held-out examples.
 
 use crate::evaluate::windows;
-use crate::{Objective, Resolved, Result};
+use crate::{Error, Objective, Resolved, Result};
 use genus_text::{
     BuildProgress, CausalWindows, Corpus, Examples, PairExamples, PairOptions, Sample, Segments, SentenceSplit,
     SentenceStream, TokenStream, Tokenizer, WindowOptions,
@@ -72,6 +72,7 @@ impl Data {
         run: &Resolved,
         mut progress: impl FnMut(Phase),
     ) -> Result<Self> {
+        let of_files = |e: genus_text::TextError| Error::from(e).of_files(&run.config.data);
         let batch = match run.batch {
             crate::BatchSize::Sequences(n) => n,
             crate::BatchSize::Tokens(_) => 1,
@@ -89,16 +90,16 @@ impl Data {
                 };
                 let tokens = stream.len();
                 hash_tokens(&mut hash, &stream);
-                let windows = CausalWindows::new(Arc::new(stream), options)?;
-                windows.require(batch)?;
+                let windows = CausalWindows::new(Arc::new(stream), options).map_err(of_files)?;
+                windows.require(batch).map_err(of_files)?;
                 (Arc::new(windows), tokens)
             }
             _ => {
                 let split = SentenceSplit::default();
                 let stream = SentenceStream::build(train, &tokenizer, split, |p| progress(Phase::Train(p)))?;
                 let tokens = stream.len();
-                let pairs = PairExamples::new(Arc::new(stream), &tokenizer, pair_options(run))?;
-                pairs.require(batch)?;
+                let pairs = PairExamples::new(Arc::new(stream), &tokenizer, pair_options(run)).map_err(of_files)?;
+                pairs.require(batch).map_err(of_files)?;
                 (Arc::new(pairs), tokens)
             }
         };

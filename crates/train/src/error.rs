@@ -147,6 +147,14 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// There is less text than a batch needs.
+    #[error("{}: {source}", files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "))]
+    TooShort {
+        /// Where the text is from.
+        files: Vec<PathBuf>,
+        /// What was found and expected.
+        source: Box<genus_text::TextError>,
+    },
     /// The text or the tokenizer.
     #[error(transparent)]
     Text(Box<genus_text::TextError>),
@@ -184,6 +192,16 @@ boxed!(
 );
 
 impl Error {
+    /// Names the files of a text that is too short; text from memory has none.
+    pub(crate) fn of_files(self, files: &[PathBuf]) -> Self {
+        match self {
+            Error::Text(source) if matches!(*source, genus_text::TextError::TooShort { .. }) && !files.is_empty() => {
+                Error::TooShort { files: files.to_vec(), source }
+            }
+            other => other,
+        }
+    }
+
     /// A field of the configuration with an impossible value.
     pub(crate) fn config(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
         Error::Config { field, found: found.to_string(), expected: expected.into() }

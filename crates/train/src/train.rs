@@ -174,7 +174,7 @@ fn corpora(config: &TrainConfig, options: &RunOptions) -> Result<(Corpus, Option
     Ok(match config.dev_split()? {
         None => (all, None),
         Some(split) => {
-            let (train, dev) = all.split_dev(&split)?;
+            let (train, dev) = all.split_dev(&split).map_err(|e| Error::from(e).of_files(&config.data))?;
             (train, Some(dev))
         }
     })

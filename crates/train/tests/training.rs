@@ -421,7 +421,7 @@ fn what_is_wrong_is_told() {
     std::fs::write(&small, "a few words only, just enough for one window and a bit more").unwrap();
 
     let e = error(&TrainConfig { data: vec![small], dev: Some("none".into()), ..base.clone() }, "a");
-    assert!(e.contains("too little text") && e.contains("batch of 3 windows of 32"), "{e}");
+    assert!(e.contains("small.txt: too little text") && e.contains("batch of 3 windows of 32"), "{e}");
     let e = error(&TrainConfig { vocab_size: Some(100), ..base.clone() }, "b");
     assert!(e.contains("tokenizer has 257 tokens, but vocab_size of the model is 100"), "{e}");
     let e = error(&TrainConfig { context: Some(64), ..base.clone() }, "c");

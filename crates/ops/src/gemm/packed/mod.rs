@@ -167,6 +167,9 @@ impl Prepared {
     fn row_map(&self, i: usize, out: &mut [f32], f: impl Fn(&mut f32, f32)) {
         let [rows, cols] = self.dims();
         assert!(i < rows && out.len() == cols, "row {i} of {rows} x {cols}");
+        if out.is_empty() {
+            return;
+        }
         if let Some(rows) = &self.rows {
             out.iter_mut().zip(&rows[i * cols..]).for_each(|(o, &x)| f(o, x));
             return;

@@ -79,6 +79,15 @@ proptest! {
 }
 
 #[test]
+fn no_depth() {
+    for (n, layout) in [1, 2, 40].into_iter().flat_map(|n| [(n, Layout::InOut), (n, Layout::OutIn)]) {
+        for start in 0..3 {
+            check(3, n, 0, layout, start, 5);
+        }
+    }
+}
+
+#[test]
 fn shared_between_threads() {
     for (m, n, k) in [(1, 1500, 768), (5, 2304, 301), (16, 768, 3072), (33, 1025, 768), (130, 600, 1000)] {
         for layout in [Layout::InOut, Layout::OutIn] {
