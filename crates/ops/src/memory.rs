@@ -1,7 +1,8 @@
 //! An allocator for programs that train or serve: buffers are kept when they are freed, and large ones lie on huge pages.
 //!
 //! A training step allocates and frees the same buffers again and again. Given back to the operating system, each comes back as
-//! pages that must be faulted in and zeroed one by one: 5,000 faults in a step of a small model. A binary opts in with
+//! pages that must be faulted in and zeroed one by one: 5,000 faults in a step of a small model. Where no freed block has the size
+//! that is asked for, a larger one is cut, or (on Linux) the pages of several are moved into one. A binary opts in with
 //!
 //! ```
 //! #[global_allocator]
@@ -39,6 +40,9 @@ mod large {
     const MUCH: usize = 1 << 30;
     /// Blocks kept at most.
     const SLOTS: usize = 1024;
+    /// Kept blocks that are made into one at most.
+    #[cfg(target_os = "linux")]
+    const PIECES: usize = 32;
 
     /// Freed blocks, oldest first, and the account of bytes.
     struct Kept {
@@ -70,6 +74,22 @@ mod large {
             self.kept -= block.1;
             block
         }
+
+        /// Whether a block consists of whole huge pages.
+        fn whole(&self, i: usize) -> bool {
+            let (start, size) = self.blocks[i];
+            start.is_multiple_of(PAGE) && size.is_multiple_of(PAGE)
+        }
+
+        fn keep(&mut self, start: usize, size: usize) {
+            if self.len == SLOTS {
+                let (p, s) = self.remove(0);
+                unmap(p, s);
+            }
+            self.blocks[self.len] = (start, size);
+            self.len += 1;
+            self.kept += size;
+        }
     }
 
     /// A block of `class(size)` bytes, on a huge page's boundary if it is large, and whether it is fresh (and so zero); null when
@@ -84,6 +104,17 @@ mod large {
             if let Some(i) = (0..k.len).rev().find(|&i| k.blocks[i].1 == size) {
                 return (k.remove(i).0 as *mut u8, false);
             }
+            #[cfg(target_os = "linux")]
+            if size >= HUGE {
+                if let Some(start) = k.split(size) {
+                    return (start as *mut u8, false);
+                }
+                let pieces = k.pieces(size);
+                if pieces.len > 0 {
+                    drop(k);
+                    return (glue(size, asked, &pieces), false);
+                }
+            }
             trim(&mut k);
         }
         let ptr = map(size, asked);
@@ -93,28 +124,102 @@ mod large {
         (ptr, true)
     }
 
+    /// Kept blocks that make up a new one.
+    #[cfg(target_os = "linux")]
+    struct Pieces {
+        blocks: [(usize, usize); PIECES],
+        len: usize,
+    }
+
+    #[cfg(target_os = "linux")]
+    impl Kept {
+        /// Takes `size` bytes from the front of the kept block, and leaves the rest.
+        fn cut(&mut self, i: usize, size: usize) -> usize {
+            let (start, all) = self.blocks[i];
+            if size == all {
+                return self.remove(i).0;
+            }
+            self.blocks[i] = (start + size, all - size);
+            self.kept -= size;
+            start
+        }
+
+        /// The front of the smallest kept block that is large enough.
+        fn split(&mut self, size: usize) -> Option<usize> {
+            let fits = (0..self.len).filter(|&i| self.whole(i) && self.blocks[i].1 > size);
+            let i = fits.min_by_key(|&i| self.blocks[i].1)?;
+            Some(self.cut(i, size))
+        }
+
+        /// The oldest kept blocks that together have `size` bytes, or all there are.
+        fn pieces(&mut self, size: usize) -> Pieces {
+            let mut out = Pieces { blocks: [(0, 0); PIECES], len: 0 };
+            let mut left = size;
+            let mut i = 0;
+            while left > 0 && out.len < PIECES && i < self.len {
+                if !self.whole(i) {
+                    i += 1;
+                    continue;
+                }
+                let part = self.blocks[i].1.min(left);
+                out.blocks[out.len] = (self.cut(i, part), part);
+                out.len += 1;
+                left -= part;
+            }
+            out
+        }
+    }
+
+    /// A block of `size` bytes made of the pieces, whose pages move into it without being cleared, and of new pages if these are
+    /// not enough; null, with the pieces kept, when memory is short.
+    #[cfg(target_os = "linux")]
+    fn glue(size: usize, asked: usize, pieces: &Pieces) -> *mut u8 {
+        let start = map(size, asked);
+        let mut at = start as usize;
+        for &(from, part) in &pieces.blocks[..pieces.len] {
+            // SAFETY: the piece is nobody's, and its new place is a part of the new mapping, which nothing uses yet.
+            let moved = !start.is_null()
+                && unsafe {
+                    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+                    libc::mremap(from as *mut libc::c_void, part, part, flags, at as *mut libc::c_void)
+                } != libc::MAP_FAILED;
+            if !moved {
+                lock().keep(from, part);
+            }
+            at = at.wrapping_add(part);
+        }
+        let mut k = lock();
+        if start.is_null() {
+            k.live -= size;
+        }
+        trim(&mut k);
+        start
+    }
+
     /// Takes a block back.
     pub fn give(ptr: *mut u8, size: usize) {
         let size = class(size);
         let mut k = lock();
         k.live -= size;
-        if k.len == SLOTS {
-            let (p, s) = k.remove(0);
-            unmap(p, s);
-        }
-        let at = k.len;
-        k.blocks[at] = (ptr as usize, size);
-        k.len += 1;
-        k.kept += size;
+        k.keep(ptr as usize, size);
         trim(&mut k);
     }
 
-    /// Gives the oldest blocks back to the system while more is held than was ever in use, and [`SLACK`].
+    /// Gives the oldest blocks back to the system while more is held than was ever in use, and [`SLACK`]; of the last one no more
+    /// than what is too much.
     fn trim(k: &mut Kept) {
         let slack = if k.peak < MUCH { SLACK } else { 0 };
         while k.len > 0 && k.live + k.kept > k.peak + slack {
-            let (p, s) = k.remove(0);
-            unmap(p, s);
+            let excess = (k.live + k.kept - k.peak - slack).next_multiple_of(PAGE);
+            let (start, size) = k.blocks[0];
+            if k.whole(0) && size > excess {
+                k.blocks[0].1 -= excess;
+                k.kept -= excess;
+                unmap(start + size - excess, excess);
+                return;
+            }
+            k.remove(0);
+            unmap(start, size);
         }
     }
 
@@ -178,6 +283,39 @@ mod large {
                 let c = class(size);
                 assert!(c >= size && c.is_multiple_of(SMALL) && c <= size + (size / 8).max(SMALL), "{size} {c}");
             }
+        }
+
+        #[test]
+        #[cfg(target_os = "linux")]
+        fn blocks_are_cut_and_glued() {
+            let mut k = Kept { blocks: [(0, 0); SLOTS], len: 0, kept: 0, live: 0, peak: 0 };
+            let block = |size: usize| {
+                let p = map(size, size);
+                // SAFETY: the block has `size` bytes.
+                unsafe { p.write_bytes((size / PAGE) as u8, size) };
+                p as usize
+            };
+            for pages in [3, 5, 2] {
+                k.keep(block(pages * PAGE), pages * PAGE);
+            }
+            k.keep(map(SMALL, SMALL) as usize, SMALL);
+            let first = k.blocks[0].0;
+            assert_eq!(k.split(2 * PAGE), Some(first));
+            assert_eq!((k.len, k.kept, k.blocks[0]), (4, 8 * PAGE + SMALL, (first + 2 * PAGE, PAGE)));
+
+            let pieces = k.pieces(7 * PAGE);
+            assert_eq!((pieces.len, k.len, k.kept), (3, 2, PAGE + SMALL));
+            let all = glue(9 * PAGE, 9 * PAGE, &pieces) as *const u8;
+            // One page of the block of three, five of that of five, one of that of two, and two new ones.
+            for (page, expected) in [3, 5, 5, 5, 5, 5, 2, 0, 0].into_iter().enumerate() {
+                for at in [0, PAGE / 2, PAGE - 1] {
+                    // SAFETY: the block has nine pages.
+                    assert_eq!(unsafe { *all.add(page * PAGE + at) }, expected, "page {page}, byte {at}");
+                }
+            }
+            unmap(all as usize, 9 * PAGE);
+            unmap(first, 2 * PAGE);
+            (0..k.len).for_each(|i| unmap(k.blocks[i].0, k.blocks[i].1));
         }
 
         #[test]
