@@ -58,13 +58,13 @@ def workloads(options):
                 specs[label] = ({"runs": runs, "warmup": warmup, **spec, "precision": precision}, wanted)
             out.append(Workload(kind, name, model, genus, specs, precision, runs, warmup))
 
-        for model, batch, context, runs in [("gpt2", 4, 512, 1), ("gpt2", 2, 256, 3), ("gpt2-small-demo", 8, 128, 40)]:
+        for model, batch, context, runs in [("gpt2", 4, 512, 2), ("gpt2", 2, 256, 3), ("gpt2-small-demo", 8, 128, 40)]:
             spec = dict(kind="train", batch=batch, context=context)
             peers = {"torch": (spec, 1.6 if f32 else None)}
             if options.compile:
                 peers["compiled"] = ({**spec, "compile": True}, (1.3 if f32 else 1.35) if model == "gpt2" else None)
             add("train", f"train {model} {batch}x{context}", model,
-                ["train", "MODEL", "--batch", str(batch), "--context", str(context)], peers, runs, 1 if runs < 10 else 5)
+                ["train", "MODEL", "--batch", str(batch), "--context", str(context)], peers, runs, 2 if runs < 10 else 5)
         # One run takes the first sentences of the training set, in file order; the peer pads each batch to its longest.
         spec = dict(kind="classify", batch=32, sentences=192, runs=1)
         peers = {"torch": (spec, 3 if f32 else None)}
@@ -111,6 +111,9 @@ class Runner:
         threads = str(options.threads)
         self.environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
                             "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
+        if options.simd == "avx2":
+            self.environment |= {"GENUS_SIMD": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+                                 "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
     def peer(self, spec):
         spec = {**spec, "threads": self.options.threads}
@@ -302,6 +305,8 @@ def main():
     parser.add_argument("--onnx", action="store_true", help="also against ONNX Runtime (encode)")
     parser.add_argument("--decode-batch", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--simd", choices=["native", "avx2"], default="native",
+                        help="avx2: both sides without AVX-512, by their own switches; keep those rounds in a --json of their own")
     parser.add_argument("--genus", default=str(ROOT / "target" / "release" / "genus"), help="the binary")
     parser.add_argument("--genus-args", default="", help="more flags for `genus bench`")
     parser.add_argument("--data", default=os.environ.get("GENUS_DATA"))

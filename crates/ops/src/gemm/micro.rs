@@ -14,6 +14,61 @@ pub(crate) enum Start {
 /// Steps of depth by which B is prefetched.
 const AHEAD: usize = 12;
 
+/// What is asked for from memory while a tile is multiplied, bit by bit, so that the loads of the tile itself are never behind
+/// more of these than the processor can have under way.
+pub(crate) trait Ahead<S: Simd>: Copy {
+    /// Whether there is anything.
+    const ANY: bool;
+
+    /// Part `i` of `parts`. Prefetches only: addresses need not be valid.
+    ///
+    /// # Safety
+    /// Level `S` is enabled.
+    unsafe fn part(self, i: usize, parts: usize);
+}
+
+impl<S: Simd> Ahead<S> for () {
+    const ANY: bool = false;
+
+    #[inline(always)]
+    unsafe fn part(self, _: usize, _: usize) {}
+}
+
+/// The tile of C that comes next, and lines of A that will be packed next.
+#[derive(Clone, Copy)]
+pub(crate) struct Next {
+    pub c: *const f32,
+    pub ldc: usize,
+    pub rows: usize,
+    /// The lines: `lines` of them, `line` floats apart, in each of `across` rows (or columns), `row` floats apart.
+    pub a: *const f32,
+    pub row: usize,
+    pub across: usize,
+    pub line: usize,
+    pub lines: usize,
+}
+
+impl<S: Simd> Ahead<S> for Next {
+    const ANY: bool = true;
+
+    #[inline(always)]
+    unsafe fn part(self, i: usize, parts: usize) {
+        // SAFETY: prefetches read nothing.
+        unsafe {
+            if i < self.rows {
+                let c = self.c.wrapping_add(i * self.ldc);
+                S::prefetch(c);
+                S::prefetch(c.wrapping_add(2 * S::LANES - 1));
+            }
+            for r in (i..self.across).step_by(parts) {
+                for l in 0..self.lines {
+                    S::prefetch(self.a.wrapping_add(r * self.row + l * self.line));
+                }
+            }
+        }
+    }
+}
+
 /// The innermost product: `R` rows by two vectors over `kc` steps, the accumulators in registers.
 ///
 /// Step `(i, p)` of A is at `a + i * ARS + p * AKS`; row `p` of B at `b + p * ldb`; `nr` columns are stored.
@@ -22,7 +77,7 @@ const AHEAD: usize = 12;
 /// All elements exist. Two whole vectors of each row of B are readable if `padded`, else `nr` floats.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn micro<S: Simd, T: Step<S>, const R: usize, const ARS: usize, const AKS: usize>(
+pub(crate) unsafe fn micro<S: Simd, T: Step<S>, A: Ahead<S>, const R: usize, const ARS: usize, const AKS: usize>(
     nr: usize,
     padded: bool,
     kc: usize,
@@ -32,6 +87,7 @@ pub(crate) unsafe fn micro<S: Simd, T: Step<S>, const R: usize, const ARS: usize
     c: *mut f32,
     ldc: usize,
     start: Start,
+    ahead: A,
 ) {
     let l = S::LANES;
     let (n0, n1) = (nr.min(l), nr.saturating_sub(l));
@@ -57,18 +113,24 @@ pub(crate) unsafe fn micro<S: Simd, T: Step<S>, const R: usize, const ARS: usize
             }
         }
         if nr == 2 * l || padded {
-            for p in 0..kc {
-                let bp = b.add(p * ldb);
-                let (b0, b1) = (S::load(bp), S::load(bp.add(l)));
-                // B comes from the L2 cache: the lines of a later step are asked for now.
-                let ahead = bp.wrapping_add(AHEAD * ldb);
-                S::prefetch(ahead);
-                S::prefetch(ahead.wrapping_add(16));
-                let ap = a.add(p * AKS);
-                for (i, row) in acc.iter_mut().enumerate() {
-                    let x = S::splat(*ap.add(i * ARS));
-                    row[0] = T::dot(x, b0, row[0]);
-                    row[1] = T::dot(x, b1, row[1]);
+            let parts = if A::ANY { R } else { 1 };
+            for part in 0..parts {
+                if A::ANY {
+                    ahead.part(part, parts);
+                }
+                for p in kc * part / parts..kc * (part + 1) / parts {
+                    let bp = b.add(p * ldb);
+                    let (b0, b1) = (S::load(bp), S::load(bp.add(l)));
+                    // B comes from the L2 cache: the lines of a later step are asked for now.
+                    let later = bp.wrapping_add(AHEAD * ldb);
+                    S::prefetch(later);
+                    S::prefetch(later.wrapping_add(16));
+                    let ap = a.add(p * AKS);
+                    for (i, row) in acc.iter_mut().enumerate() {
+                        let x = S::splat(*ap.add(i * ARS));
+                        row[0] = T::dot(x, b0, row[0]);
+                        row[1] = T::dot(x, b1, row[1]);
+                    }
                 }
             }
         } else {
@@ -139,7 +201,7 @@ pub(crate) unsafe fn multiply<S: Simd, const ARS: usize, const AKS: usize>(
                     let cp = c.add((i0 + i) * ldc + j);
                     macro_rules! go {
                         ($r:literal) => {{
-                            micro::<S, Whole, $r, ARS, AKS>(nr, padded, k, ap, bp, ldb, cp, ldc, start);
+                            micro::<S, Whole, (), $r, ARS, AKS>(nr, padded, k, ap, bp, ldb, cp, ldc, start, ());
                             i += $r;
                         }};
                     }

@@ -29,7 +29,7 @@ use crate::pool;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Level, Portable, Simd, level};
-use micro::{Start, micro};
+use micro::{Next, Start, micro};
 use pack::{pack_b, pack_columns, pack_rows};
 use std::cell::RefCell;
 #[cfg(target_arch = "x86_64")]
@@ -383,23 +383,32 @@ unsafe fn unit<S: Simd, T: Step<S>, const MR: usize>(
                 } else {
                     pack_columns::<S, T, MR>(kind, rows, kc, a.at(first, p0), a, packed, next_group);
                 }
-                // The lines that the next packing reads are asked for while this one is multiplied.
+                // The lines that the next packing reads are asked for while this one is multiplied, and so is the next tile of C.
                 let after = together.min(m - first - rows);
                 let next = a.ptr.wrapping_add((first + rows) * a.row + p0 * a.col);
-                let (lines, across) = if row_major { (kc.div_ceil(16), after) } else { (kc, after.div_ceil(16)) };
+                let (lines, line, across, row) = match row_major {
+                    true => (kc.div_ceil(16), 16, after, a.row),
+                    false => (kc, a.col, after.div_ceil(16), 16),
+                };
                 let tiles = panels * rows.div_ceil(MR);
                 let mut done = 0;
                 for i0 in (first..first + rows).step_by(MR) {
                     let mr = MR.min(first + rows - i0);
                     for j in 0..panels {
                         let nr = width.min(n - j * width);
-                        for l in (done * lines / tiles)..((done + 1) * lines / tiles) {
-                            for r in 0..across {
-                                let at = if row_major { r * a.row + l * 16 } else { l * a.col + r * 16 };
-                                S::prefetch(next.wrapping_add(at));
-                            }
-                        }
+                        let (l0, l1) = (done * lines / tiles, (done + 1) * lines / tiles);
                         done += 1;
+                        let (down, right) = if j + 1 < panels { (i0, j + 1) } else { (i0 + mr, 0) };
+                        let ahead = Next {
+                            c: c.wrapping_add(down * ldc + right * width),
+                            ldc,
+                            rows: MR.min(m - down),
+                            a: next.wrapping_add(l0 * line),
+                            row,
+                            across,
+                            line,
+                            lines: l1 - l0,
+                        };
                         let (bp, ldb) = if direct {
                             (b.at(p0, j * width), b.row)
                         } else {
@@ -411,7 +420,7 @@ unsafe fn unit<S: Simd, T: Step<S>, const MR: usize>(
                             Start::Bias(bias) => Start::Bias(bias.add(j * width)),
                             other => other,
                         };
-                        tile::<S, T, MR>(mr, nr, !direct, sc, ap, row_major, bp, ldb, cp, ldc, start);
+                        tile::<S, T, MR>(mr, nr, !direct, sc, ap, row_major, bp, ldb, cp, ldc, start, ahead);
                     }
                     if s0 + sc >= depth
                         && let Some(epilogue) = epilogue
@@ -444,6 +453,7 @@ unsafe fn tile<S: Simd, T: Step<S>, const MR: usize>(
     c: *mut f32,
     ldc: usize,
     start: Start,
+    ahead: Next,
 ) {
     macro_rules! rows {
         ($($r:literal)*) => {
@@ -451,9 +461,9 @@ unsafe fn tile<S: Simd, T: Step<S>, const MR: usize>(
                 // SAFETY: the caller's promise for mr rows.
                 $($r if $r <= MR => unsafe {
                     if row_major {
-                        micro::<S, T, $r, A_STRIDE, 1>(nr, padded, kc, a, b, ldb, c, ldc, start)
+                        micro::<S, T, _, $r, A_STRIDE, 1>(nr, padded, kc, a, b, ldb, c, ldc, start, ahead)
                     } else {
-                        micro::<S, T, $r, 1, MR>(nr, padded, kc, a, b, ldb, c, ldc, start)
+                        micro::<S, T, _, $r, 1, MR>(nr, padded, kc, a, b, ldb, c, ldc, start, ahead)
                     }
                 },)*
                 _ => {}

@@ -3,7 +3,7 @@
 use super::product::{Way, finish, most_rows};
 use super::{Prepared, elements};
 use crate::array::SendPtr;
-use crate::gemm::micro::Start;
+use crate::gemm::micro::{Next, Start};
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::step::NativePairs;
 use crate::gemm::step::{Step, Whole};
@@ -166,11 +166,18 @@ unsafe fn tiles<S: Simd, T: Step<S>>(kind: T, u: Tiles<'_>, [from, to, next]: [u
         let following = u.a.wrapping_add(to * lda + u.p0);
         let (lines, all) = (u.kc.div_ceil(16), (j1 - j0).div_ceil(step));
         for (i, column) in (j0..j1).step_by(step).enumerate() {
-            for l in (i * lines / all)..((i + 1) * lines / all) {
-                for r in 0..next - to {
-                    S::prefetch(following.wrapping_add(r * lda + l * 16));
-                }
-            }
+            let (l0, l1) = (i * lines / all, (i + 1) * lines / all);
+            let (down, right) = if column + step < j1 { (from, column + step) } else { (to, j0) };
+            let ahead = Next {
+                c: u.c.wrapping_add(down * ldc + right),
+                ldc,
+                rows: if down == from { rows } else { next - to },
+                a: following.wrapping_add(l0 * 16),
+                row: lda,
+                across: next - to,
+                line: 16,
+                lines: l1 - l0,
+            };
             let (j, part) = ((column - j0) / width, (column - j0) % width);
             let b = u.b.add(j * u.panel + part);
             let nr = step.min(j1 - column);
@@ -181,11 +188,11 @@ unsafe fn tiles<S: Simd, T: Step<S>>(kind: T, u: Tiles<'_>, [from, to, next]: [u
             };
             let cp = u.c.add(from * ldc + column);
             if S::LANES == 16 {
-                tile::<S, T, 12>(rows, nr, padded, u.depth, packed, true, b, width, cp, ldc, start);
+                tile::<S, T, 12>(rows, nr, padded, u.depth, packed, true, b, width, cp, ldc, start, ahead);
             } else if S::LANES == 8 {
-                tile::<S, T, 6>(rows, nr, padded, u.depth, packed, true, b, width, cp, ldc, start);
+                tile::<S, T, 6>(rows, nr, padded, u.depth, packed, true, b, width, cp, ldc, start, ahead);
             } else {
-                tile::<S, T, 4>(rows, nr, padded, u.depth, packed, true, b, width, cp, ldc, start);
+                tile::<S, T, 4>(rows, nr, padded, u.depth, packed, true, b, width, cp, ldc, start, ahead);
             }
         }
     }
