@@ -98,7 +98,7 @@ fn parts(name: &str, values: Vec<f64>) -> Vec<(String, Vec<f64>)> {
 }
 
 fn is_key_bias(name: &str) -> bool {
-    name.ends_with("[key]") || name.ends_with("self.key.bias")
+    name.ends_with("[key]") || name.ends_with("self.key.bias") || name.ends_with("attention.k_lin.bias")
 }
 
 fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
@@ -228,7 +228,7 @@ fn forward(model: &Model, batch: &Ragged, tape: &Tape) -> Result<(Outputs, Optio
     if task == Task::Base {
         out.insert("last_hidden_state".into(), batch.padded(hidden.last.tensor())?);
         if let Ok(pooler) = model.pooler() {
-            let pooled = pooler.forward(tape, &hidden.last, &batch.input.spans)?;
+            let pooled = pooler.forward(tape, &hidden.last, &batch.input.spans, 0.0)?;
             out.insert("pooler_output".into(), numbers(pooled.tensor())?);
         }
     }
@@ -244,7 +244,7 @@ fn forward(model: &Model, batch: &Ragged, tape: &Tape) -> Result<(Outputs, Optio
     }
     if task.predicts_next_sentence() {
         let head = model.next_sentence()?;
-        let pooled = model.pooler()?.forward(tape, &hidden.last, &batch.input.spans)?;
+        let pooled = model.pooler()?.forward(tape, &hidden.last, &batch.input.spans, 0.0)?;
         let name = if task == Task::Pretraining { "seq_relationship_logits" } else { "logits" };
         out.insert(name.into(), numbers(head.logits(tape, &pooled)?.tensor())?);
         if let Some(pairs) = &batch.pairs {
@@ -335,6 +335,18 @@ cases! {
     bert_pretraining: "bert-pretraining", "";
     bert_pickle_with_old_names: "bert-old-names", "";
     bert_in_f16: "bert-f16", "";
+    gpt_causal_lm: "gpt-causal-lm", "";
+    gpt_padded_at_the_left: "gpt-causal-lm", "-left";
+    gpt_base: "gpt-base", "";
+    gpt_neo_causal_lm: "gpt-neo-causal-lm", "";
+    gpt_neo_padded_at_the_left: "gpt-neo-causal-lm", "-left";
+    gpt_neo_base: "gpt-neo-base", "";
+    roberta_masked_lm: "roberta-masked-lm", "";
+    roberta_padded_at_the_left: "roberta-masked-lm", "-left";
+    roberta_base: "roberta-base", "";
+    distilbert_masked_lm: "distilbert-masked-lm", "";
+    distilbert_padded_at_the_left: "distilbert-masked-lm", "-left";
+    distilbert_base: "distilbert-base", "";
 }
 
 /// Ten steps of AdamW as the reference took them.
@@ -473,6 +485,15 @@ fn gpt2_greedy_texts() -> Result<()> {
             let alone = greedy(&model, std::slice::from_ref(c), eos)?;
             assert_eq!(alone, std::slice::from_ref(&c.ids), "prompt {:?} alone, end token {eos:?}", c.prompt);
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn relatives_ten_steps() -> Result<()> {
+    for case in ["gpt-causal-lm", "gpt-neo-causal-lm", "roberta-masked-lm", "distilbert-masked-lm"] {
+        check_steps(case, Precision::Exact)?;
+        check_steps(case, Precision::Working)?;
     }
     Ok(())
 }

@@ -20,7 +20,8 @@ fn parameter_counts_of_published_sizes() -> Result<()> {
             None => (name.as_str(), false),
         };
         let (family, preset) = find_preset(preset)?;
-        let task = if pretraining || family.name == "gpt2" { family.default_task() } else { Task::Base };
+        let whole = pretraining || family.default_task() == Task::CausalLm;
+        let task = if whole { family.default_task() } else { Task::Base };
         assert_eq!(family.count(&(preset.spec)(), task)?, *count, "{name}");
     }
     assert!(counts.len() >= 8);
@@ -29,7 +30,7 @@ fn parameter_counts_of_published_sizes() -> Result<()> {
 
 #[test]
 fn tensor_names_of_published_sizes() -> Result<()> {
-    for name in ["gpt2", "bert-base-uncased"] {
+    for name in ["gpt2", "bert-base-uncased", "openai-gpt", "gpt-neo-125m"] {
         let text = read(&format!("published/{name}.txt"))?;
         // A line with "=" is a second name of a tied tensor, which is not saved.
         let expected: BTreeSet<(String, String)> = text

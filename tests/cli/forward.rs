@@ -98,6 +98,6 @@ fn checkpoints_that_contradict_themselves_are_refused() {
     forward("\"n_head\": 3", "\"n_head\": 5", &["config.json", "n_head"]);
     forward("\"n_head\": 3", "\"n_head\": 0", &["config.json", "n_head"]);
     forward("\"n_embd\": 36", "\"n_embd\": -36", &["config.json", "n_embd"]);
-    forward("\"model_type\": \"gpt2\"", "\"model_type\": \"gpt3\"", &["config.json", "model_type", "gpt2"]);
+    forward("\"model_type\": \"gpt2\"", "\"model_type\": \"gtp2\"", &["config.json", "model_type", "gpt2"]);
     forward("{", "[", &["config.json"]);
 }

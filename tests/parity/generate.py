@@ -33,6 +33,7 @@ import math
 import shutil
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import torch
@@ -45,12 +46,29 @@ from transformers import (
     BertForPreTraining,
     BertForSequenceClassification,
     BertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     GPT2Model,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GPTNeoForSequenceClassification,
+    GPTNeoModel,
+    OpenAIGPTConfig,
+    OpenAIGPTForSequenceClassification,
+    OpenAIGPTLMHeadModel,
+    OpenAIGPTModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaModel,
 )
 from transformers import logging as hf_logging
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -58,6 +76,14 @@ torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 
 VOCAB, POSITIONS = 101, 40
+
+CAUSAL = (GPT2LMHeadModel, OpenAIGPTLMHeadModel, GPTNeoForCausalLM)
+MASKED = (BertForMaskedLM, RobertaForMaskedLM, DistilBertForMaskedLM)
+CLASSES = (BertForSequenceClassification, GPT2ForSequenceClassification, OpenAIGPTForSequenceClassification,
+           GPTNeoForSequenceClassification, RobertaForSequenceClassification, DistilBertForSequenceClassification)
+DECODERS = ("gpt2", "openai-gpt", "gpt_neo")
+# To the reference, this id is padding even where the mask says that it is real: its row of the table gets no gradient.
+PADDING = {"bert": 0, "roberta": 1, "distilbert": 0}
 
 
 # ---------------------------------------------------------------- models
@@ -74,6 +100,34 @@ def bert_config(**changes):
                   num_hidden_layers=2, intermediate_size=50, hidden_dropout_prob=0.0,
                   attention_probs_dropout_prob=0.0, attn_implementation="eager")
     return BertConfig(**{**fields, **changes})
+
+
+def gpt_config(**changes):
+    fields = dict(vocab_size=VOCAB, n_positions=POSITIONS, n_embd=36, n_head=3, n_layer=3, resid_pdrop=0.0,
+                  embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager")
+    return OpenAIGPTConfig(**{**fields, **changes})
+
+
+def neo_config(**changes):
+    """Two of three layers see a band of five tokens."""
+    fields = dict(vocab_size=VOCAB, max_position_embeddings=POSITIONS, hidden_size=36, num_heads=3, num_layers=3,
+                  attention_types=[[["global", "local"], 1], [["local"], 1]], window_size=5, intermediate_size=30,
+                  bos_token_id=None, eos_token_id=None, attn_implementation="eager")
+    return GPTNeoConfig(**{**fields, **changes})
+
+
+def roberta_config(**changes):
+    """Positions are counted from 2, so the table has two rows more."""
+    fields = dict(vocab_size=VOCAB, max_position_embeddings=POSITIONS + 2, hidden_size=24, num_attention_heads=2,
+                  num_hidden_layers=2, intermediate_size=35, type_vocab_size=1, layer_norm_eps=1e-5,
+                  hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="eager")
+    return RobertaConfig(**{**fields, **changes})
+
+
+def distilbert_config(**changes):
+    fields = dict(vocab_size=VOCAB, max_position_embeddings=POSITIONS, dim=24, n_heads=2, n_layers=2, hidden_dim=35,
+                  dropout=0.0, attention_dropout=0.0, attn_implementation="eager")
+    return DistilBertConfig(**{**fields, **changes})
 
 
 def build(kind, config, seed):
@@ -93,11 +147,11 @@ def build(kind, config, seed):
 
 
 def is_embedding(name):
-    return any(part in name for part in ("wte", "wpe", "embeddings"))
+    return any(part in name for part in ("wte", "wpe", "embed"))
 
 
 def is_norm(name):
-    return "ln_" in name or "LayerNorm" in name
+    return "ln_" in name or "LayerNorm" in name or "layer_norm" in name
 
 
 # ---------------------------------------------------------------- batches
@@ -107,8 +161,7 @@ def make_batch(seed, lengths, model_type, heads, keep_labels=0.8):
     """Rows of unequal length padded at the right; padded places hold random ids that must have no effect."""
     g = torch.Generator().manual_seed(seed)
     rows, width = len(lengths), max(lengths)
-    # To the reference's BERT, id 0 is padding even where the mask says that it is real: its table row gets no gradient.
-    least = 1 if model_type == "bert" else 0
+    least = PADDING.get(model_type, -1) + 1
     batch = {
         "input_ids": torch.randint(least, VOCAB, (rows, width), generator=g).tolist(),
         "attention_mask": [[1] * n + [0] * (width - n) for n in lengths],
@@ -121,8 +174,8 @@ def make_batch(seed, lengths, model_type, heads, keep_labels=0.8):
         drawn = torch.randint(VOCAB, (rows, width), generator=g).tolist()
         kept = (torch.rand((rows, width), generator=g) < keep_labels).tolist()
         # The first token of a row has no label: under left padding the reference would let a padded place predict it.
-        first = 1 if model_type == "gpt2" else 0
-        source = batch["input_ids"] if model_type == "gpt2" else drawn
+        first = 1 if model_type in DECODERS else 0
+        source = batch["input_ids"] if model_type in DECODERS else drawn
         batch["labels"] = [
             [source[r][i] if first <= i < n and kept[r][i] else -100 for i in range(width)]
             for r, n in enumerate(lengths)
@@ -168,12 +221,13 @@ def run(model, batch, hidden=False):
     where the model computes one, it is checked against it."""
     t = {name: torch.tensor(rows) for name, rows in batch.items()}
     mask = t["attention_mask"]
-    inputs = dict(input_ids=t["input_ids"], attention_mask=mask, position_ids=positions(mask))
+    kind = model.config.model_type
+    first = 2 if kind == "roberta" else 0
+    inputs = dict(input_ids=t["input_ids"], attention_mask=mask, position_ids=positions(mask) + first)
     if "token_type_ids" in t:
         inputs["token_type_ids"] = t["token_type_ids"]
     labels, pairs = t.get("labels"), t.get("next_sentence_label")
     loss = None
-    is_gpt2 = model.config.model_type == "gpt2"
     extra = {}
     if isinstance(model, BertForNextSentencePrediction):
         extra = dict(labels=pairs) if pairs is not None else {}
@@ -181,8 +235,8 @@ def run(model, batch, hidden=False):
         extra = dict(labels=labels, next_sentence_label=pairs) if labels is not None else {}
     elif labels is not None:
         extra = dict(labels=labels)
-    cache = dict(use_cache=False) if is_gpt2 else {}
-    classifies = isinstance(model, (BertForSequenceClassification, GPT2ForSequenceClassification))
+    cache = dict(use_cache=False) if kind in ("gpt2", "gpt_neo") else {}
+    classifies = isinstance(model, CLASSES)
     if classifies and labels is not None and labels.is_floating_point():
         extra = dict(labels=labels.to(model.dtype))
     problem = model.config.problem_type if classifies else None
@@ -191,9 +245,9 @@ def run(model, batch, hidden=False):
         found, model.config.problem_type = model.config.problem_type, problem  # the reference writes its guess there
         if labels is not None:
             loss = class_loss(found, o.logits, labels)
-    if isinstance(model, GPT2LMHeadModel) and labels is not None:
+    if isinstance(model, CAUSAL) and labels is not None:
         loss = cross_entropy(o.logits[:, :-1], labels[:, 1:])
-    elif isinstance(model, BertForMaskedLM) and labels is not None:
+    elif isinstance(model, MASKED) and labels is not None:
         loss = cross_entropy(o.logits, labels)
     elif isinstance(model, BertForNextSentencePrediction) and pairs is not None:
         loss = cross_entropy(o.logits, pairs)
@@ -265,8 +319,22 @@ def significant(x):
     return float(f"{x:.3g}")
 
 
+def neo_attention(self, query, key, value, attention_mask=None):
+    """GPT-Neo's attention in the type of its inputs: the reference's own takes scores in float32, also in float64."""
+    scores = query @ key.transpose(-1, -2)
+    n, m = scores.shape[-2:]
+    seen = self.bias[:, :, m - n:m, :m]
+    scores = torch.where(seen, scores, torch.finfo(scores.dtype).min)
+    weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
+    return weights @ value, weights
+
+
 def clone(model, dtype):
     other = type(model)(model.config).eval()
+    if dtype == torch.float64 and model.config.model_type == "gpt_neo":
+        for module in other.modules():
+            if isinstance(module, GPTNeoSelfAttention):
+                module._attn = types.MethodType(neo_attention, module)
     other.load_state_dict(model.state_dict())
     return other.to(dtype)
 
@@ -393,7 +461,7 @@ def greedy(model, prompt, count, eos=None):
     ids, lead = list(prompt), math.inf
     for _ in range(count):
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
         best = logits.topk(2)
         lead = min(lead, (best.values[0] - best.values[1]).item())
         ids.append(int(best.indices[0]))
@@ -547,6 +615,7 @@ def generate(root):
            rename=new_bert_name, hidden=False)
 
     classification(w, small_gpt2, small_bert)
+    relatives(w)
 
     (root / "tolerances.json").write_text(tolerances_text(w.tolerances))
     published(root)
@@ -572,6 +641,56 @@ def classification(w, small_gpt2, small_bert):
     numbers = dict(n_layer=1, num_labels=2, problem_type="regression", pad_token_id=0)
     model = build(GPT2ForSequenceClassification, gpt2_config(**numbers, **small_gpt2), 49)
     w.case("gpt2-numbers", model, sequence_batch(50, [3, 7], "gpt2", [[0.5, -3.0], [1.25, 0.75]], pad=0))
+
+
+def relatives(w):
+    """The members that change little of GPT-2 or BERT."""
+    lengths = lambda g: torch.randint(2, 8, (3,), generator=g).tolist()
+
+    def pretrained(name, model, kind, seed, keep, left, max_norm):
+        path = w.case(name, model, make_batch(seed, [10, 1, 7, 4], kind, ["labels"], keep), left=left)
+        g = torch.Generator().manual_seed(seed)
+        batches = [make_batch(seed * 100 + i, lengths(g), kind, ["labels"], max(keep, 0.7)) for i in range(10)]
+        w.steps(path, name, model, batches, dict(
+            lr=schedule(1e-2, 4, 10), betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, max_norm=max_norm,
+            schedule="linear warm-up over 4 steps, then constant"))
+        return path
+
+    model = build(OpenAIGPTLMHeadModel, gpt_config(), 51)
+    eos, texts = generation(model, 52)
+    model.config.eos_token_id = eos
+    model.generation_config.eos_token_id = eos
+    path = pretrained("gpt-causal-lm", model, "openai-gpt", 53, 0.8, True, 1.0)
+    dump(path / "generation.json", texts)
+    one = dict(n_layer=1, n_embd=24, n_head=2)
+    w.case("gpt-base", build(OpenAIGPTModel, gpt_config(**one), 54), make_batch(55, [3, 9, 6], "openai-gpt", []))
+    model = build(OpenAIGPTForSequenceClassification, gpt_config(num_labels=3, pad_token_id=17, **one), 56)
+    w.case("gpt-classes", model, sequence_batch(57, [10, 1, 6], "openai-gpt", [1, 2, 0], pad=17))
+
+    model = build(GPTNeoForCausalLM, neo_config(), 61)
+    eos, texts = generation(model, 62)
+    model.config.eos_token_id = eos
+    model.generation_config.eos_token_id = eos
+    path = pretrained("gpt-neo-causal-lm", model, "gpt_neo", 63, 0.8, True, 1.0)
+    dump(path / "generation.json", texts)
+    one = dict(num_layers=2, attention_types=[[["local", "global"], 1]], hidden_size=24, num_heads=2)
+    w.case("gpt-neo-base", build(GPTNeoModel, neo_config(**one), 64), make_batch(65, [3, 9, 6], "gpt_neo", []))
+    model = build(GPTNeoForSequenceClassification, neo_config(num_labels=3, pad_token_id=17, **one), 66)
+    w.case("gpt-neo-classes", model, sequence_batch(67, [10, 1, 6], "gpt_neo", [1, 2, 0], pad=17))
+
+    model = build(RobertaForMaskedLM, roberta_config(), 71)
+    pretrained("roberta-masked-lm", model, "roberta", 72, 0.5, True, 5.0)
+    w.case("roberta-base", build(RobertaModel, roberta_config(num_hidden_layers=1), 73),
+           make_batch(74, [3, 9, 6], "roberta", []))
+    model = build(RobertaForSequenceClassification, roberta_config(num_labels=3, classifier_dropout=0.2), 75)
+    w.case("roberta-classes", model, sequence_batch(76, [9, 1, 5], "roberta", [2, 0, 1]))
+
+    model = build(DistilBertForMaskedLM, distilbert_config(), 81)
+    pretrained("distilbert-masked-lm", model, "distilbert", 82, 0.5, True, 5.0)
+    w.case("distilbert-base", build(DistilBertModel, distilbert_config(n_layers=1), 83),
+           make_batch(84, [3, 9, 6], "distilbert", []))
+    model = build(DistilBertForSequenceClassification, distilbert_config(num_labels=3, seq_classif_dropout=0.3), 85)
+    w.case("distilbert-classes", model, sequence_batch(86, [9, 1, 5], "distilbert", [2, 0, 1]))
 
 
 # GPT-2's steps are all clipped; of BERT's some are and some are not.
@@ -606,6 +725,18 @@ def published(root):
         "bert-large-uncased-pretraining": bert(BertForPreTraining, 24, 1024, 16),
         "bert-base-cased": bert(BertModel, 12, 768, 12, vocab_size=28996),
         "bert-base-chinese": bert(BertModel, 12, 768, 12, vocab_size=21128),
+        "openai-gpt": (OpenAIGPTLMHeadModel, OpenAIGPTConfig()),
+        "gpt-neo-125m": (GPTNeoForCausalLM, GPTNeoConfig(hidden_size=768, num_layers=12, num_heads=12,
+                                                         attention_types=[[["global", "local"], 6]])),
+        "gpt-neo-1.3B": (GPTNeoForCausalLM, GPTNeoConfig()),
+        "gpt-neo-2.7B": (GPTNeoForCausalLM, GPTNeoConfig(hidden_size=2560, num_layers=32, num_heads=20,
+                                                         attention_types=[[["global", "local"], 16]])),
+        "roberta-base": (RobertaModel, RobertaConfig(max_position_embeddings=514, type_vocab_size=1)),
+        "roberta-large": (RobertaModel, RobertaConfig(max_position_embeddings=514, type_vocab_size=1, hidden_size=1024,
+                                                      num_hidden_layers=24, num_attention_heads=16,
+                                                      intermediate_size=4096)),
+        "distilbert-base-uncased": (DistilBertModel, DistilBertConfig()),
+        "bert-base-multilingual-cased": bert(BertModel, 12, 768, 12, vocab_size=119547),
         "bert-tiny": bert(BertModel, 2, 128, 2),
         "bert-mini": bert(BertModel, 4, 256, 4),
         "bert-small": bert(BertModel, 4, 512, 8),
@@ -621,7 +752,7 @@ def published(root):
         tied = model.get_expanded_tied_weights_keys(all_submodels=True)
         state = model.state_dict()
         counts[name] = sum(t.numel() for n, t in state.items() if n not in tied)
-        if name in ("gpt2", "bert-base-uncased-pretraining"):
+        if name in ("gpt2", "bert-base-uncased-pretraining", "openai-gpt", "gpt-neo-125m"):
             lines = [f"{n} {'x'.join(map(str, t.shape))}" + (f" = {tied[n]}" if n in tied else "")
                      for n, t in state.items()]
             (folder / f"{name.removesuffix('-pretraining')}.txt").write_text("\n".join(lines) + "\n")

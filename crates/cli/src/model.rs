@@ -16,6 +16,36 @@ pub(crate) struct Opened {
     pub(crate) model: Model,
 }
 
+/// Dimensions that replace a preset's.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct DimensionFlags {
+    /// Number of layers, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    n_layers: Option<usize>,
+    /// Width, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    d_model: Option<usize>,
+    /// Number of heads, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    n_heads: Option<usize>,
+    /// Width inside the feed-forward network, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    d_ff: Option<usize>,
+    /// Number of tokens, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    vocab_size: Option<usize>,
+    /// Longest sequence, instead of the preset's.
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    n_ctx: Option<usize>,
+}
+
+impl From<DimensionFlags> for Dimensions {
+    fn from(flags: DimensionFlags) -> Self {
+        let DimensionFlags { n_layers, d_model, n_heads, d_ff, vocab_size, n_ctx } = flags;
+        Dimensions { n_layers, d_model, n_heads, d_ff, vocab_size, n_ctx }
+    }
+}
+
 /// What a model is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {

@@ -296,7 +296,7 @@ fn pooled(model: &Model, ids: &[&[u32]], options: &EmbedOptions) -> Result<Vec<f
     let hidden = model.hidden(&tape, &input, None, false)?.last;
     let spans = &input.spans;
     if options.pooling == Pooling::Pooler {
-        let rows = model.pooler()?.forward(&tape, &Value::constant(hidden.tensor().clone()), spans)?;
+        let rows = model.pooler()?.forward(&tape, &Value::constant(hidden.tensor().clone()), spans, 0.0)?;
         return Ok(to_vec(rows.tensor())?);
     }
     let d = model.spec().d_model;

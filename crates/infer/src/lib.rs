@@ -2,6 +2,7 @@
 //!
 //! - [`Engine`] continues prompts, many together, greedily, by sampling or by beam search.
 //! - [`embed`] turns lines into vectors; [`score_continuations`] and [`score_stream`] tell how likely tokens are.
+//! - [`fn@represent`] gives a word's vector in its context.
 //! - [`mod@bench`] measures, beside the machine's ceilings.
 //! - [`forward`] computes a model's outputs, loss and gradients under the reference's names and padded shapes.
 
@@ -10,6 +11,7 @@ mod embed;
 mod engine;
 mod error;
 mod forward;
+mod represent;
 mod score;
 
 pub use embed::{EmbedOptions, Embeddings, Pooling, embed, embed_ids, encode_lines, read_lines};
@@ -19,4 +21,5 @@ pub use engine::{
 };
 pub use error::{Error, Result};
 pub use forward::{ForwardOptions, PaddedBatch, forward};
+pub use represent::{Representation, cosine, represent};
 pub use score::{Score, StreamOptions, StreamScore, score_continuations, score_stream};

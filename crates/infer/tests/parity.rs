@@ -39,6 +39,22 @@ const CASES: &[(&str, &str)] = &[
     ("gpt2-classes", ""),
     ("gpt2-classes", "-left"),
     ("gpt2-numbers", ""),
+    ("gpt-causal-lm", ""),
+    ("gpt-causal-lm", "-left"),
+    ("gpt-base", ""),
+    ("gpt-classes", ""),
+    ("gpt-neo-causal-lm", ""),
+    ("gpt-neo-causal-lm", "-left"),
+    ("gpt-neo-base", ""),
+    ("gpt-neo-classes", ""),
+    ("roberta-masked-lm", ""),
+    ("roberta-masked-lm", "-left"),
+    ("roberta-base", ""),
+    ("roberta-classes", ""),
+    ("distilbert-masked-lm", ""),
+    ("distilbert-masked-lm", "-left"),
+    ("distilbert-base", ""),
+    ("distilbert-classes", ""),
 ];
 
 /// A computation in f32 with another order of sums is about as far from the exact result as the reference's, which
@@ -112,10 +128,15 @@ fn padding_does_not_matter() {
 
 #[test]
 fn greedy_texts() {
-    let folder = parity().join("gpt2-causal-lm");
-    let model = load("gpt2-causal-lm");
+    ["gpt2-causal-lm", "gpt-causal-lm", "gpt-neo-causal-lm"].into_iter().for_each(greedy_texts_of);
+}
+
+fn greedy_texts_of(case: &str) {
+    let folder = parity().join(case);
+    let model = load(case);
     let cases: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("generation.json")).unwrap()).unwrap();
     let config = GenerationConfig::open(&folder).unwrap();
+    let eos = cases["eos_token_id"].as_u64().unwrap() as u32;
     let list = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect::<Vec<u32>>();
     for (key, ignore_eos) in [("ignoring_eos", true), ("until_eos", false)] {
         for way in [Way::Kernels, Way::Definitions] {
@@ -136,9 +157,9 @@ fn greedy_texts() {
             let mut streamed = vec![Vec::new(); requests.len()];
             let together = engine.generate(&requests, |i, e| streamed[i].push(e.id)).unwrap();
             for (i, (run, got)) in runs.iter().zip(&together).enumerate() {
-                assert_eq!(got.ids, list(&run["ids"]), "{key} {i} {way:?}");
+                assert_eq!(got.ids, list(&run["ids"]), "{case} {key} {i} {way:?}");
                 assert_eq!(streamed[i], got.ids);
-                let ended = !ignore_eos && got.ids.last() == Some(&10);
+                let ended = !ignore_eos && got.ids.last() == Some(&eos);
                 assert_eq!(got.finish, if ended { FinishReason::EndToken } else { FinishReason::Length });
             }
             // In pieces of three tokens, and alone.

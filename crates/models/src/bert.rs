@@ -6,16 +6,16 @@
 //!
 //! Deviations: the GELU is the exact one (erf), as in the released code of Hugging Face; Google's first release used it too.
 
-use crate::gpt2::{activation, activation_name, d_head, only};
-use crate::registry::{Classified, Family, Pooling, Preset};
+use crate::config::{activation, activation_name, d_head, default, only};
+use crate::registry::{CLASSIFIER_DROPOUT, Classified, Family, Pooling, Preset};
 use crate::{Result, Task};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
 use genus_nn::{
-    Attend, Dropout, EmbeddingNorm, FeedForward, FinalNorm, HeadBias, HeadSpec, HeadTransform, InitScheme, NormKind,
-    Placement, Positions, Projections, ResidualInit, Segments, StackSpec, Tying,
+    Attend, Dropout, EmbeddingNorm, FeedForward, HeadBias, HeadSpec, HeadTransform, InitScheme, NormKind, ResidualInit,
+    Segments, StackSpec, Tying,
 };
-use genus_ops::{Activation, Layout};
+use genus_ops::Activation;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -36,6 +36,8 @@ pub(crate) static BERT: Family = Family {
         Preset { name: "bert-base-cased", spec: || published(12, 768, 12, 28_996) },
         Preset { name: "bert-large-cased", spec: || published(24, 1024, 16, 28_996) },
         Preset { name: "bert-base-chinese", spec: || published(12, 768, 12, 21_128) },
+        Preset { name: "bert-base-multilingual-cased", spec: || published(12, 768, 12, 119_547) },
+        Preset { name: "bert-base-multilingual-uncased", spec: || published(12, 768, 12, 105_879) },
         Preset { name: "bert-tiny", spec: || published(2, 128, 2, 30_522) },
         Preset { name: "bert-mini", spec: || published(4, 256, 4, 30_522) },
         Preset { name: "bert-small", spec: || published(4, 512, 8, 30_522) },
@@ -51,34 +53,20 @@ pub(crate) static BERT: Family = Family {
     head: HeadSpec { transform: HeadTransform::Dense, bias: HeadBias::PerToken },
     pooling: Pooling::First,
     classified: Classified::Pooled,
+    classifier_dropout: CLASSIFIER_DROPOUT,
     read,
     write,
     names,
 };
 
-fn published(n_layers: usize, d_model: usize, n_heads: usize, vocab_size: usize) -> StackSpec {
+pub(crate) fn published(n_layers: usize, d_model: usize, n_heads: usize, vocab_size: usize) -> StackSpec {
     StackSpec {
-        d_model,
-        n_layers,
-        n_heads,
-        n_kv_heads: n_heads,
-        d_head: d_model / n_heads,
-        d_ff: 4 * d_model,
         vocab_size,
-        n_ctx: 512,
-        positions: Positions::Learned,
         segments: Segments::Learned(2),
         embedding_norm: EmbeddingNorm::Norm,
         norm: NormKind::Layer { eps: 1e-12 },
-        placement: Placement::Post,
-        final_norm: FinalNorm::None,
-        attend: Attend::All,
-        projections: Projections::Separate,
-        layout: Layout::OutIn,
         feed_forward: FeedForward::Dense(Activation::GeluErf),
-        tying: Tying::Tied,
-        dropout: Dropout { embedding: 0.1, attention: 0.1, residual: 0.1 },
-        init: InitScheme { std: 0.02, position_std: 0.02, residual: ResidualInit::Plain },
+        ..crate::transformer::stack(n_layers, d_model, n_heads, Attend::All)
     }
 }
 
@@ -90,50 +78,28 @@ struct Config {
     num_hidden_layers: usize,
     num_attention_heads: usize,
     intermediate_size: usize,
-    #[serde(default = "gelu")]
+    #[serde(default = "default::gelu")]
     hidden_act: String,
-    #[serde(default = "tenth")]
+    #[serde(default = "default::tenth")]
     hidden_dropout_prob: f32,
-    #[serde(default = "tenth")]
+    #[serde(default = "default::tenth")]
     attention_probs_dropout_prob: f32,
     max_position_embeddings: usize,
-    #[serde(default = "two")]
+    #[serde(default = "default::two")]
     type_vocab_size: usize,
-    #[serde(default = "std_dev")]
+    #[serde(default = "default::std_dev")]
     initializer_range: f64,
-    #[serde(default = "epsilon")]
+    #[serde(default = "default::epsilon_12")]
     layer_norm_eps: f64,
-    #[serde(default = "absolute", skip_serializing)]
+    #[serde(default = "default::absolute", skip_serializing)]
     position_embedding_type: String,
     #[serde(default)]
     is_decoder: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "default::yes")]
     tie_word_embeddings: bool,
 }
 
-fn gelu() -> String {
-    "gelu".into()
-}
-fn absolute() -> String {
-    "absolute".into()
-}
-fn tenth() -> f32 {
-    0.1
-}
-fn two() -> usize {
-    2
-}
-fn std_dev() -> f64 {
-    0.02
-}
-fn epsilon() -> f64 {
-    1e-12
-}
-fn yes() -> bool {
-    true
-}
-
-fn read(file: &JsonFile) -> Result<StackSpec> {
+pub(crate) fn read(file: &JsonFile) -> Result<StackSpec> {
     let c: Config = file.parse()?;
     only(file, "position_embedding_type", c.position_embedding_type == "absolute", "\"absolute\"")?;
     only(file, "is_decoder", !c.is_decoder, "false")?;
@@ -155,7 +121,7 @@ fn read(file: &JsonFile) -> Result<StackSpec> {
     })
 }
 
-fn write(spec: &StackSpec) -> Map<String, Value> {
+pub(crate) fn write(spec: &StackSpec) -> Map<String, Value> {
     let NormKind::Layer { eps } = spec.norm;
     let config = Config {
         vocab_size: spec.vocab_size,
@@ -173,7 +139,7 @@ fn write(spec: &StackSpec) -> Map<String, Value> {
         },
         initializer_range: spec.init.std,
         layer_norm_eps: eps,
-        position_embedding_type: absolute(),
+        position_embedding_type: default::absolute(),
         is_decoder: false,
         tie_word_embeddings: spec.tying == Tying::Tied,
     };
@@ -193,34 +159,7 @@ fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
     const CLASSIFIER: [(&str, &str); 2] =
         [("classifier.weight", "classifier.weight"), ("classifier.bias", "classifier.bias")];
     const POOLER: [(&str, &str); 2] = [("pooler.weight", "pooler.dense.weight"), ("pooler.bias", "pooler.dense.bias")];
-    let mut map = NameMap::new()
-        .prefix("bert.")
-        .older("gamma", "weight")
-        .older("beta", "bias")
-        .base([
-            ("embeddings.tokens", "embeddings.word_embeddings.weight"),
-            ("embeddings.positions", "embeddings.position_embeddings.weight"),
-            ("embeddings.types", "embeddings.token_type_embeddings.weight"),
-            ("embeddings.norm.weight", "embeddings.LayerNorm.weight"),
-            ("embeddings.norm.bias", "embeddings.LayerNorm.bias"),
-            ("layers.{i}.attention.query.weight", "encoder.layer.{i}.attention.self.query.weight"),
-            ("layers.{i}.attention.query.bias", "encoder.layer.{i}.attention.self.query.bias"),
-            ("layers.{i}.attention.key.weight", "encoder.layer.{i}.attention.self.key.weight"),
-            ("layers.{i}.attention.key.bias", "encoder.layer.{i}.attention.self.key.bias"),
-            ("layers.{i}.attention.value.weight", "encoder.layer.{i}.attention.self.value.weight"),
-            ("layers.{i}.attention.value.bias", "encoder.layer.{i}.attention.self.value.bias"),
-            ("layers.{i}.attention.out.weight", "encoder.layer.{i}.attention.output.dense.weight"),
-            ("layers.{i}.attention.out.bias", "encoder.layer.{i}.attention.output.dense.bias"),
-            ("layers.{i}.attention_norm.weight", "encoder.layer.{i}.attention.output.LayerNorm.weight"),
-            ("layers.{i}.attention_norm.bias", "encoder.layer.{i}.attention.output.LayerNorm.bias"),
-            ("layers.{i}.feed_forward.up.weight", "encoder.layer.{i}.intermediate.dense.weight"),
-            ("layers.{i}.feed_forward.up.bias", "encoder.layer.{i}.intermediate.dense.bias"),
-            ("layers.{i}.feed_forward.down.weight", "encoder.layer.{i}.output.dense.weight"),
-            ("layers.{i}.feed_forward.down.bias", "encoder.layer.{i}.output.dense.bias"),
-            ("layers.{i}.feed_forward_norm.weight", "encoder.layer.{i}.output.LayerNorm.weight"),
-            ("layers.{i}.feed_forward_norm.bias", "encoder.layer.{i}.output.LayerNorm.bias"),
-        ])?
-        .ignore(["embeddings.position_ids", "embeddings.token_type_ids"])?;
+    let mut map = encoder(NameMap::new().prefix("bert.").older("gamma", "weight").older("beta", "bias"))?;
     map = if task == Task::MaskedLm { map.other_heads(POOLER.map(|p| p.1))? } else { map.base(POOLER)? };
     map = if task.predicts_tokens() {
         map.head(PREDICTIONS)?
@@ -239,4 +178,32 @@ fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
         map = map.write_bare();
     }
     map.other_heads(["qa_outputs.weight", "qa_outputs.bias"])
+}
+
+/// The names of the embeddings and layers, which BERT's relatives kept.
+pub(crate) fn encoder(map: NameMap) -> genus_checkpoint::Result<NameMap> {
+    map.base([
+        ("embeddings.tokens", "embeddings.word_embeddings.weight"),
+        ("embeddings.positions", "embeddings.position_embeddings.weight"),
+        ("embeddings.types", "embeddings.token_type_embeddings.weight"),
+        ("embeddings.norm.weight", "embeddings.LayerNorm.weight"),
+        ("embeddings.norm.bias", "embeddings.LayerNorm.bias"),
+        ("layers.{i}.attention.query.weight", "encoder.layer.{i}.attention.self.query.weight"),
+        ("layers.{i}.attention.query.bias", "encoder.layer.{i}.attention.self.query.bias"),
+        ("layers.{i}.attention.key.weight", "encoder.layer.{i}.attention.self.key.weight"),
+        ("layers.{i}.attention.key.bias", "encoder.layer.{i}.attention.self.key.bias"),
+        ("layers.{i}.attention.value.weight", "encoder.layer.{i}.attention.self.value.weight"),
+        ("layers.{i}.attention.value.bias", "encoder.layer.{i}.attention.self.value.bias"),
+        ("layers.{i}.attention.out.weight", "encoder.layer.{i}.attention.output.dense.weight"),
+        ("layers.{i}.attention.out.bias", "encoder.layer.{i}.attention.output.dense.bias"),
+        ("layers.{i}.attention_norm.weight", "encoder.layer.{i}.attention.output.LayerNorm.weight"),
+        ("layers.{i}.attention_norm.bias", "encoder.layer.{i}.attention.output.LayerNorm.bias"),
+        ("layers.{i}.feed_forward.up.weight", "encoder.layer.{i}.intermediate.dense.weight"),
+        ("layers.{i}.feed_forward.up.bias", "encoder.layer.{i}.intermediate.dense.bias"),
+        ("layers.{i}.feed_forward.down.weight", "encoder.layer.{i}.output.dense.weight"),
+        ("layers.{i}.feed_forward.down.bias", "encoder.layer.{i}.output.dense.bias"),
+        ("layers.{i}.feed_forward_norm.weight", "encoder.layer.{i}.output.LayerNorm.weight"),
+        ("layers.{i}.feed_forward_norm.bias", "encoder.layer.{i}.output.LayerNorm.bias"),
+    ])?
+    .ignore(["embeddings.position_ids", "embeddings.token_type_ids"])
 }

@@ -57,11 +57,11 @@ impl Labels {
         self.problem.unwrap_or(if self.names.len() == 1 { Problem::Regression } else { Problem::SingleLabel })
     }
 
-    /// Reads `id2label` (or `num_labels`), `problem_type` and `classifier_dropout`.
+    /// Reads `id2label` (or `num_labels`), `problem_type` and the dropout before the classifier, by its field and default.
     ///
     /// # Errors
     /// When a field cannot be, or two contradict each other.
-    pub(crate) fn read(file: &JsonFile) -> Result<Self> {
+    pub(crate) fn read(file: &JsonFile, (field, default): (&str, Option<f32>)) -> Result<Self> {
         let named = file.get("id2label").filter(|v| !v.is_null()).map(|v| names(file, v)).transpose()?;
         let count = match file.get("num_labels").filter(|v| !v.is_null()) {
             None => None,
@@ -88,11 +88,11 @@ impl Labels {
                 }
             },
         };
-        let dropout = match file.get("classifier_dropout").filter(|v| !v.is_null()) {
-            None => None,
+        let dropout = match file.get(field).filter(|v| !v.is_null()) {
+            None => default,
             Some(v) => match v.as_f64().filter(|p| (0.0..1.0).contains(p)) {
                 Some(p) => Some(p as f32),
-                None => return Err(file.field_error("classifier_dropout", "at least 0 and below 1, or null").into()),
+                None => return Err(file.field_error(field, "at least 0 and below 1, or null").into()),
             },
         };
         if problem == Some(Problem::SingleLabel) && names.len() < 2 {
@@ -102,7 +102,7 @@ impl Labels {
     }
 
     /// Writes what [`Labels::read`] reads.
-    pub(crate) fn write(&self, config: &mut Map<String, Value>) {
+    pub(crate) fn write(&self, config: &mut Map<String, Value>, dropout_field: &str) {
         let ids = self.names.iter().enumerate();
         let names: Map<String, Value> = ids.clone().map(|(i, n)| (i.to_string(), n.as_str().into())).collect();
         config.insert("id2label".into(), names.into());
@@ -111,7 +111,7 @@ impl Labels {
             config.insert("problem_type".into(), problem.name().into());
         }
         if let Some(p) = self.dropout {
-            config.insert("classifier_dropout".into(), p.into());
+            config.insert(dropout_field.into(), p.into());
         }
         if config.contains_key("num_labels") {
             config.insert("num_labels".into(), self.names.len().into());
@@ -135,12 +135,13 @@ fn names(file: &JsonFile, value: &Value) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::CLASSIFIER_DROPOUT;
 
     fn read(text: &str) -> Result<Labels, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         std::fs::write(&path, text).unwrap();
-        Labels::read(&JsonFile::open(&path).unwrap()).map_err(|e| e.to_string())
+        Labels::read(&JsonFile::open(&path).unwrap(), CLASSIFIER_DROPOUT).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -154,7 +155,7 @@ mod tests {
         let l = read(r#"{"num_labels": 4, "problem_type": "multi_label_classification"}"#).unwrap();
         assert_eq!((l.names[3].as_str(), l.problem()), ("LABEL_3", Problem::MultiLabel));
         let mut config = Map::new();
-        l.write(&mut config);
+        l.write(&mut config, CLASSIFIER_DROPOUT.0);
         assert_eq!(read(&Value::Object(config).to_string()).unwrap(), l);
     }
 

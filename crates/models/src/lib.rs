@@ -4,13 +4,21 @@
 //! and tensor names. A [`Model`] is a member with weights: [`Model::random`], [`Model::load`], [`Model::save`].
 
 mod bert;
+pub mod budget;
+mod config;
+mod distilbert;
 mod error;
 mod flops;
+mod gpt;
 mod gpt2;
+mod gpt3;
+mod gpt_neo;
 mod labels;
 mod model;
 mod registry;
+mod roberta;
 mod task;
+mod transformer;
 
 pub use error::{Error, Result};
 pub use flops::Flops;

@@ -13,7 +13,7 @@ use genus_nn::{
     Builder, Classifier, HeadTransform, Hidden, Input, LmHead, Planned, Pooler, RandomSource, SequenceCache, Source,
     Stack, StackSpec, plan,
 };
-use genus_ops::{Param, Precision, Spans, Tape};
+use genus_ops::{Activation, Param, Precision, Spans, Tape};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,17 +34,17 @@ impl Parts {
         family: &Family,
         spec: &StackSpec,
         task: Task,
-        pooled: bool,
+        pooled: Option<Activation>,
         labels: &Labels,
     ) -> genus_nn::Result<Self> {
         let stack = Stack::build(b, spec)?;
-        let pooler = if pooled { Some(Pooler::build(b, spec)?) } else { None };
+        let pooler = pooled.map(|activation| Pooler::build(b, spec, activation)).transpose()?;
         let lm_head = if task.predicts_tokens() { Some(LmHead::build(b, spec, &stack, &family.head)?) } else { None };
         let next_sentence = match task.predicts_next_sentence() {
             true => Some(Classifier::build(b, "next_sentence", spec, 2, true)?),
             false => None,
         };
-        let biased = family.classified == Classified::Pooled;
+        let biased = family.classified != Classified::LastToken;
         let classifier = match task {
             Task::SequenceClassification => Some(Classifier::build(b, "classifier", spec, labels.names.len(), biased)?),
             _ => None,
@@ -94,9 +94,13 @@ impl Family {
         Err(Error::Task { family: self.name.into(), task, has })
     }
 
-    /// Whether a model made for `task` has a pooler; `Base` may go without.
-    fn pools(&self, task: Task) -> bool {
-        self.pooling == Pooling::First && task != Task::MaskedLm
+    /// The activation of the pooler of a model made for `task`, if it has one; `Base` may go without.
+    fn pools(&self, task: Task) -> Option<Activation> {
+        match self.pooling {
+            Pooling::First if task != Task::MaskedLm => Some(Activation::Tanh),
+            Pooling::ForClasses(activation) if task == Task::SequenceClassification => Some(activation),
+            _ => None,
+        }
     }
 
     /// Names and shapes of all parameters of a size, without memory for them.
@@ -235,7 +239,7 @@ impl Model {
         let mut config = self.extra.clone();
         config.append(&mut (self.family.write)(&self.spec));
         if self.task == Task::SequenceClassification {
-            self.labels.write(&mut config);
+            self.labels.write(&mut config, self.family.classifier_dropout.0);
         }
         config.insert("model_type".into(), self.family.model_type.into());
         if let Some(class) = self.family.class(self.task) {
@@ -325,7 +329,7 @@ impl Model {
         let mut flops = Flops::of(&self.spec, spans, predicted, self.family.head.transform == HeadTransform::Dense);
         if let Some(classifier) = &self.parts.classifier {
             let d = self.spec.d_model;
-            let pooler = if self.family.classified == Classified::Pooled { d } else { 0 };
+            let pooler = if self.family.classified == Classified::LastToken { 0 } else { d };
             flops.forward += 2.0 * (spans.len() * d * (pooler + classifier.classes())) as f64;
         }
         flops

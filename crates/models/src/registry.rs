@@ -1,9 +1,10 @@
 //! The members of the family, their tree and their published sizes.
 
-use crate::{Error, Result, Task, bert, gpt2};
+use crate::{Error, Result, Task, bert, distilbert, gpt, gpt_neo, gpt2, gpt3, roberta};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
 use genus_nn::{HeadSpec, StackSpec};
+use genus_ops::Activation;
 use serde_json::{Map, Value};
 
 /// A published size of a member.
@@ -22,6 +23,8 @@ pub enum Pooling {
     None,
     /// By an affine map and tanh (BERT).
     First,
+    /// Only where sequences are classified, by an affine map and this activation (DistilBERT).
+    ForClasses(Activation),
 }
 
 /// What a class of a whole sequence is read off.
@@ -29,9 +32,14 @@ pub enum Pooling {
 pub enum Classified {
     /// The pooler's vector, after dropout, by an affine map (BERT).
     Pooled,
+    /// The same, with dropout before the pooler as well (RoBERTa).
+    PooledAfterDropout,
     /// The last token's hidden state, by a linear map without bias; padding at the end, by its id, is passed over (GPT-2).
     LastToken,
 }
+
+/// Dropout before a pooled classifier, as most configurations have it.
+pub(crate) const CLASSIFIER_DROPOUT: (&str, Option<f32>) = ("classifier_dropout", None);
 
 /// One member of the family, as data.
 pub struct Family {
@@ -57,6 +65,9 @@ pub struct Family {
     pub pooling: Pooling,
     /// How sequences are classified.
     pub classified: Classified,
+    /// The configuration's field for dropout before a pooled classifier, and what holds without it: a number, or the residual
+    /// stream's dropout.
+    pub classifier_dropout: (&'static str, Option<f32>),
     /// Reads a configuration.
     pub(crate) read: fn(&JsonFile) -> Result<StackSpec>,
     /// Writes a configuration.
@@ -78,19 +89,20 @@ pub struct Lineage {
 
 /// Forebears that members name as ancestors.
 pub fn lineage() -> &'static [Lineage] {
-    &[
-        Lineage { name: "transformer", ancestor: None, paper: "Vaswani et al. 2017, arXiv 1706.03762" },
-        Lineage {
-            name: "gpt",
-            ancestor: Some("transformer"),
-            paper: "Radford et al. 2018, Improving Language Understanding by Generative Pre-Training",
-        },
-    ]
+    &[Lineage { name: "transformer", ancestor: None, paper: "Vaswani et al. 2017, arXiv 1706.03762" }]
 }
 
 /// All members.
 pub fn families() -> &'static [&'static Family] {
-    static ALL: [&Family; 2] = [&bert::BERT, &gpt2::GPT2];
+    static ALL: [&Family; 7] = [
+        &gpt::GPT,
+        &bert::BERT,
+        &gpt2::GPT2,
+        &roberta::ROBERTA,
+        &distilbert::DISTILBERT,
+        &gpt3::GPT3,
+        &gpt_neo::GPT_NEO,
+    ];
     &ALL
 }
 

@@ -20,6 +20,15 @@ fn parameter_counts_are_exact() {
         ("bert-mini", Task::Base, 11_170_560),
         ("bert-small", Task::Base, 28_763_648),
         ("bert-medium", Task::Base, 41_373_184),
+        ("openai-gpt", Task::CausalLm, 116_534_784),
+        ("gpt3-125m", Task::CausalLm, 125_226_240),
+        ("gpt3-350m", Task::CausalLm, 355_871_744),
+        ("gpt3-760m", Task::CausalLm, 760_300_032),
+        ("gpt3-1.3b", Task::CausalLm, 1_517_123_584),
+        ("gpt3-2.7b", Task::CausalLm, 2_651_553_280),
+        ("gpt3-6.7b", Task::CausalLm, 6_658_404_352),
+        ("gpt3-13b", Task::CausalLm, 12_936_488_380),
+        ("gpt3-175b", Task::CausalLm, 174_604_259_328),
     ] {
         let (family, preset) = find_preset(name).unwrap();
         assert_eq!(family.count(&(preset.spec)(), task).unwrap(), count, "{name} {task}");

@@ -11,7 +11,8 @@ pub struct Input {
     pub ids: Vec<u32>,
     /// Where each sequence begins and ends.
     pub spans: Spans,
-    /// Each token's position; counted from 0 in each sequence (or on from its cache) when not given.
+    /// Each token's row in the table of positions; counted from 0 (or from the first row that belongs to one) in each sequence,
+    /// or on from its cache, when not given.
     pub positions: Option<Vec<u32>>,
     /// Each token's segment; all 0 when not given.
     pub types: Option<Vec<u32>>,
@@ -42,6 +43,8 @@ pub struct Embeddings {
     types: Option<Param>,
     norm: Option<NormParams>,
     n_ctx: usize,
+    /// The row of the first position.
+    first: usize,
     dropout: f32,
 }
 
@@ -55,8 +58,9 @@ impl Embeddings {
             Tying::Untied => b.param("embeddings.tokens", &shape, init)?,
         };
         let positions = match spec.positions {
-            Positions::Learned => {
-                Some(b.param("embeddings.positions", &[spec.n_ctx, d], Init::Normal(spec.init.position_std))?)
+            Positions::Learned { offset } => {
+                let init = Init::Normal(spec.init.position_std);
+                Some(b.param("embeddings.positions", &[spec.n_ctx + offset, d], init)?)
             }
         };
         let types = match spec.segments {
@@ -67,7 +71,15 @@ impl Embeddings {
             EmbeddingNorm::None => None,
             EmbeddingNorm::Norm => Some(NormParams::build(b, "embeddings.norm", spec)?),
         };
-        Ok(Embeddings { tokens, positions, types, norm, n_ctx: spec.n_ctx, dropout: spec.dropout.embedding })
+        Ok(Embeddings {
+            tokens,
+            positions,
+            types,
+            norm,
+            n_ctx: spec.n_ctx,
+            first: spec.positions.offset(),
+            dropout: spec.dropout.embedding,
+        })
     }
 
     /// The token table `[v, d]`, which a tied output projection shares.
@@ -90,7 +102,8 @@ impl Embeddings {
             let positions: std::borrow::Cow<'_, [u32]> = match &input.positions {
                 Some(p) => p.as_slice().into(),
                 None => {
-                    let start = |i: usize| caches.and_then(|c| c.get(i)).map_or(0, SequenceCache::len) as u32;
+                    let cached = |i: usize| caches.and_then(|c| c.get(i)).map_or(0, SequenceCache::len);
+                    let start = |i: usize| (self.first + cached(i)) as u32;
                     input
                         .spans
                         .iter()
@@ -101,8 +114,8 @@ impl Embeddings {
                 }
             };
             check_length("number of positions", positions.len(), n)?;
-            if let Some(i) = positions.iter().position(|&p| p as usize >= self.n_ctx) {
-                let position = positions[i] as usize;
+            if let Some(i) = positions.iter().position(|&p| p as usize >= self.first + self.n_ctx) {
+                let position = positions[i] as usize - self.first;
                 return Err(Error::Context { sequence: input.sequence(i), position, n_ctx: self.n_ctx });
             }
             values.push(tape.param(table));

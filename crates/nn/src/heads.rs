@@ -4,7 +4,7 @@ use crate::layer::{Affine, NormParams};
 use crate::{Builder, Init, Result, Stack, StackSpec, Tying};
 use genus_ops::profile::{Operation, within};
 use genus_ops::{
-    Activation, Distance, Layout, Param, Precision, Projection, Spans, Tape, Value, cross_entropy, distance,
+    Activation, Distance, Layout, Param, Precision, Projection, Spans, Tape, Value, cross_entropy, distance, dropout,
     gather_rows, linear, residual_norm,
 };
 
@@ -123,17 +123,21 @@ impl LmHead {
     }
 }
 
-/// The first token's hidden state through an affine map and tanh (BERT's summary of a sequence).
+/// The first token's hidden state through an affine map and an activation: tanh in BERT's summary of a sequence.
 #[derive(Debug)]
-pub struct Pooler(Affine);
+pub struct Pooler {
+    map: Affine,
+    activation: Activation,
+}
 
 impl Pooler {
     /// Builds the pooler.
     ///
     /// # Errors
     /// When its parameters cannot be had.
-    pub fn build(b: &mut Builder<'_>, spec: &StackSpec) -> Result<Self> {
-        Ok(Pooler(Affine::build(b, "pooler", spec.d_model, spec.d_model, spec.layout, spec.init.std)?))
+    pub fn build(b: &mut Builder<'_>, spec: &StackSpec, activation: Activation) -> Result<Self> {
+        let map = Affine::build(b, "pooler", spec.d_model, spec.d_model, spec.layout, spec.init.std)?;
+        Ok(Pooler { map, activation })
     }
 
     /// Packs the weight for inference.
@@ -141,19 +145,20 @@ impl Pooler {
     /// # Errors
     /// None for a part that was built.
     pub fn prepare(&self, precision: Precision) -> Result<()> {
-        self.0.prepare(precision)
+        self.map.prepare(precision)
     }
 
-    /// One vector a sequence, `[sequences, d]`, from hidden states `[n, d]`.
+    /// One vector a sequence, `[sequences, d]`, from hidden states `[n, d]`, those of the first tokens after `rate` of dropout.
     ///
     /// # Errors
     /// When a sequence is empty.
-    pub fn forward(&self, tape: &Tape, hidden: &Value, spans: &Spans) -> Result<Value> {
+    pub fn forward(&self, tape: &Tape, hidden: &Value, spans: &Spans, rate: f32) -> Result<Value> {
         if let Some(i) = spans.iter().position(|r| r.is_empty()) {
             return Err(crate::Error::Length { what: "tokens of an empty sequence", found: i, expected: 1 });
         }
         let first: Vec<u32> = spans.iter().map(|r| r.start as u32).collect();
-        self.0.forward(tape, &gather_rows(tape, hidden, &first)?, Activation::Tanh)
+        let first = dropout(tape, &gather_rows(tape, hidden, &first)?, rate)?;
+        self.map.forward(tape, &first, self.activation)
     }
 }
 

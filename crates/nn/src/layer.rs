@@ -1,8 +1,8 @@
 //! One layer: attention and a position-wise network, each with its residual connection and norm.
 
 use crate::{
-    Attend, Builder, Error, FeedForward, Init, NormKind, Placement, Projections, ResidualInit, Result, SequenceCache,
-    StackSpec,
+    Attend, AttentionBias, Builder, Error, FeedForward, Init, NormKind, Placement, Projections, ResidualInit, Result,
+    SequenceCache, StackSpec,
 };
 use genus_ops::{
     Activation, AttentionSpec, Branch, Dense, Gated, Layout, Norm, Param, Precision, Qkv, Spans, Tape, Value,
@@ -34,20 +34,32 @@ impl NormParams {
     }
 }
 
-/// The parameters of an affine map.
+/// The parameters of an affine map, or of a linear one.
 #[derive(Debug)]
 pub(crate) struct Affine {
-    pub weight: Param,
-    pub bias: Param,
-    pub layout: Layout,
+    weight: Param,
+    bias: Option<Param>,
+    layout: Layout,
 }
 
 impl Affine {
     pub fn build(b: &mut Builder<'_>, name: &str, d_in: usize, d_out: usize, layout: Layout, std: f64) -> Result<Self> {
+        let map = Self::linear(b, name, d_in, d_out, layout, std)?;
+        Ok(Affine { bias: Some(b.param(format!("{name}.bias"), &[d_out], Init::Zeros)?), ..map })
+    }
+
+    /// Without bias.
+    pub fn linear(
+        b: &mut Builder<'_>,
+        name: &str,
+        d_in: usize,
+        d_out: usize,
+        layout: Layout,
+        std: f64,
+    ) -> Result<Self> {
         let shape = layout.shape(d_in, d_out);
         let weight = b.weight(format!("{name}.weight"), &shape, layout, Init::Normal(std))?;
-        let bias = b.param(format!("{name}.bias"), &[d_out], Init::Zeros)?;
-        Ok(Affine { weight, bias, layout })
+        Ok(Affine { weight, bias: None, layout })
     }
 
     /// Packs the weight for inference.
@@ -56,7 +68,8 @@ impl Affine {
     }
 
     pub fn forward(&self, tape: &Tape, x: &Value, activation: Activation) -> Result<Value> {
-        Ok(linear(tape, x, &tape.param(&self.weight), Some(&tape.param(&self.bias)), self.layout, activation)?)
+        let bias = self.bias.as_ref().map(|b| tape.param(b));
+        Ok(linear(tape, x, &tape.param(&self.weight), bias.as_ref(), self.layout, activation)?)
     }
 }
 
@@ -78,8 +91,13 @@ impl Attention {
     fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec, layer: usize) -> Result<Self> {
         let (d, q, kv) = (spec.d_model, spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
         let std = spec.init.std;
-        let mut map =
-            |part: &str, d_in, d_out, std| Affine::build(b, &format!("{name}.{part}"), d_in, d_out, spec.layout, std);
+        let mut map = |part: &str, d_in, d_out, std| {
+            let build = match spec.attention_bias {
+                AttentionBias::Output if part != "out" => Affine::linear,
+                AttentionBias::Output | AttentionBias::All => Affine::build,
+            };
+            build(b, &format!("{name}.{part}"), d_in, d_out, spec.layout, std)
+        };
         let qkv = match spec.projections {
             Projections::Packed => Projection::Packed(map("qkv", d, q + 2 * kv, std)?),
             Projections::Separate => {
@@ -161,7 +179,7 @@ fn residual_std(spec: &StackSpec) -> f64 {
 /// The position-wise network.
 #[derive(Debug)]
 enum Network {
-    Dense { up: Affine, down: Affine, activation: Activation },
+    Dense { up: Param, up_bias: Param, down: Param, down_bias: Param, layout: Layout, activation: Activation },
     Gated { gate: Param, up: Param, down: Param, layout: Layout, activation: Activation },
 }
 
@@ -171,9 +189,13 @@ impl Network {
         let (std, down_std) = (spec.init.std, residual_std(spec));
         match spec.feed_forward {
             FeedForward::Dense(activation) => {
-                let up = Affine::build(b, &format!("{name}.up"), d, f, layout, std)?;
-                let down = Affine::build(b, &format!("{name}.down"), f, d, layout, down_std)?;
-                Ok(Network::Dense { up, down, activation })
+                let mut map = |part: &str, d_in, d_out, std| {
+                    let (shape, init) = (layout.shape(d_in, d_out), Init::Normal(std));
+                    let weight = b.weight(format!("{name}.{part}.weight"), &shape, layout, init)?;
+                    Ok::<_, Error>((weight, b.param(format!("{name}.{part}.bias"), &[d_out], Init::Zeros)?))
+                };
+                let ((up, up_bias), (down, down_bias)) = (map("up", d, f, std)?, map("down", f, d, down_std)?);
+                Ok(Network::Dense { up, up_bias, down, down_bias, layout, activation })
             }
             FeedForward::Gated(activation) => {
                 let mut matrix = |part: &str, d_in, d_out, std| {
@@ -188,13 +210,13 @@ impl Network {
 
     fn forward(&self, tape: &Tape, x: &Value) -> Result<Value> {
         Ok(match self {
-            Network::Dense { up, down, activation } => {
+            Network::Dense { up, up_bias, down, down_bias, layout, activation } => {
                 let w = Dense {
-                    up: &tape.param(&up.weight),
-                    up_bias: &tape.param(&up.bias),
-                    down: &tape.param(&down.weight),
-                    down_bias: &tape.param(&down.bias),
-                    layout: up.layout,
+                    up: &tape.param(up),
+                    up_bias: &tape.param(up_bias),
+                    down: &tape.param(down),
+                    down_bias: &tape.param(down_bias),
+                    layout: *layout,
                     activation: *activation,
                 };
                 feed_forward(tape, x, &w)?
@@ -279,9 +301,9 @@ impl Layer {
     pub(crate) fn prepare(&self, precision: Precision) -> Result<()> {
         self.attention.prepare(precision)?;
         match &self.network {
-            Network::Dense { up, down, .. } => {
-                up.prepare(precision)?;
-                down.prepare(precision)
+            Network::Dense { up, down, layout, .. } => {
+                up.prepare(*layout, precision)?;
+                Ok(down.prepare(*layout, precision)?)
             }
             // Its one fused operation takes weights as they lie.
             Network::Gated { .. } => Ok(()),

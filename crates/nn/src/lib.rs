@@ -22,7 +22,7 @@ pub use genus_ops as ops;
 pub use heads::{ClassTargets, Classifier, HeadBias, HeadSpec, HeadTransform, LmHead, Pooler};
 pub use layer::Layer;
 pub use spec::{
-    Attend, Dropout, EmbeddingNorm, FeedForward, FinalNorm, InitScheme, NormKind, Placement, Positions, Projections,
-    ResidualInit, Segments, StackSpec, Tying,
+    Attend, AttentionBias, Bands, Dropout, EmbeddingNorm, FeedForward, FinalNorm, InitScheme, NormKind, Placement,
+    Positions, Projections, ResidualInit, ScoreScale, Segments, StackSpec, Tying,
 };
 pub use stack::{Hidden, Stack};

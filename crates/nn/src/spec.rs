@@ -6,8 +6,24 @@ use genus_ops::{Activation, AttentionSpec, Layout, Mask};
 /// How a token's place in its sequence enters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Positions {
-    /// A table of `n_ctx` learned vectors, added to the token's.
-    Learned,
+    /// A table of learned vectors, added to the token's. Its first `offset` rows belong to no position (RoBERTa counts from
+    /// the row behind that of padding: 2; all others: 0), `n_ctx` more follow.
+    Learned {
+        /// The row of the first token.
+        offset: usize,
+    },
+}
+
+impl Positions {
+    /// A table whose first row is that of the first token.
+    pub const LEARNED: Positions = Positions::Learned { offset: 0 };
+
+    /// The row of the first token.
+    pub fn offset(self) -> usize {
+        match self {
+            Positions::Learned { offset } => offset,
+        }
+    }
 }
 
 /// How a token's segment enters.
@@ -63,6 +79,38 @@ pub enum Attend {
     All,
     /// Every token to itself and those before it: a decoder.
     Past,
+}
+
+/// Layers whose attention is local.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bands {
+    /// None: every layer sees all that [`Attend`] allows.
+    None,
+    /// Some: a token sees the last `window` tokens, itself included (GPT-3; Child et al. 2019, arXiv 1904.10509).
+    Local {
+        /// Tokens that are seen at most.
+        window: usize,
+        /// Which layers are local; the pattern repeats over the layers.
+        pattern: Vec<bool>,
+    },
+}
+
+/// What the scores of queries and keys are multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoreScale {
+    /// `1 / sqrt(d_head)` (Vaswani et al. 2017, equation 1).
+    Root,
+    /// Nothing (GPT-Neo).
+    One,
+}
+
+/// Which projections of attention have a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionBias {
+    /// All.
+    All,
+    /// The output's alone (GPT-Neo).
+    Output,
 }
 
 /// How queries, keys and values are projected.
@@ -173,8 +221,14 @@ pub struct StackSpec {
     pub final_norm: FinalNorm,
     /// Who attends to whom.
     pub attend: Attend,
+    /// Layers that see less than that.
+    pub bands: Bands,
+    /// The scale of scores.
+    pub scores: ScoreScale,
     /// Query, key and value projections.
     pub projections: Projections,
+    /// Biases of attention.
+    pub attention_bias: AttentionBias,
     /// How matrices lie in memory.
     pub layout: Layout,
     /// Position-wise network.
@@ -189,16 +243,22 @@ pub struct StackSpec {
 
 impl StackSpec {
     /// The attention of layer `layer`.
-    pub fn attention(&self, _layer: usize) -> AttentionSpec {
+    pub fn attention(&self, layer: usize) -> AttentionSpec {
         AttentionSpec {
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
             d_head: self.d_head,
-            mask: match self.attend {
-                Attend::All => Mask::Full,
-                Attend::Past => Mask::Causal,
+            mask: match (self.attend, &self.bands) {
+                (Attend::All, _) => Mask::Full,
+                (Attend::Past, Bands::Local { window, pattern }) if pattern[layer % pattern.len()] => {
+                    Mask::Band { window: *window }
+                }
+                (Attend::Past, _) => Mask::Causal,
             },
-            scale: (1.0 / (self.d_head as f64).sqrt()) as f32,
+            scale: match self.scores {
+                ScoreScale::Root => (1.0 / (self.d_head as f64).sqrt()) as f32,
+                ScoreScale::One => 1.0,
+            },
             dropout: self.dropout.attention,
         }
     }
@@ -232,6 +292,17 @@ impl StackSpec {
                 field: "n_kv_heads",
                 found: self.n_kv_heads.to_string(),
                 expected: format!("a divisor of n_heads = {}", self.n_heads),
+            });
+        }
+        if let Bands::Local { window, pattern } = &self.bands
+            && (*window == 0 || pattern.is_empty() || self.attend == Attend::All)
+        {
+            return Err(Error::Spec {
+                field: "bands",
+                found: format!("{:?} with attend = {:?}", self.bands, self.attend),
+                expected:
+                    "a window of at least 1 token and a pattern of at least one layer, of tokens that see the past"
+                        .into(),
             });
         }
         for (field, p) in [

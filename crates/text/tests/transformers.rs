@@ -33,6 +33,8 @@ fn transformers_loads_what_is_saved() {
         ("unigram", learn(TrainKind::Unigram)),
         ("tiny_gpt2", Tokenizer::open(fixtures.join("tiny_gpt2")).unwrap()),
         ("tiny_bert_cased", Tokenizer::open(fixtures.join("tiny_bert_cased")).unwrap()),
+        ("tiny_roberta", Tokenizer::open(fixtures.join("tiny_roberta")).unwrap()),
+        ("tiny_gpt", Tokenizer::open(fixtures.join("tiny_gpt")).unwrap()),
         ("tiny_llama", Tokenizer::open(fixtures.join("tiny_llama")).unwrap()),
     ];
     for (name, tokenizer) in tokenizers {

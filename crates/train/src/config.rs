@@ -1,6 +1,6 @@
 //! What a run is made of.
 
-use crate::{BatchSize, Error, Objective, OptimizerSettings, Result, ScheduleKind};
+use crate::{BatchSize, Error, Objective, OptimizerSettings, Ramp, Result, ScheduleKind};
 use genus_models::Dimensions;
 use genus_ops::Precision;
 use genus_text::{CorpusOptions, DevSplit, DocumentSplit, MaskingConfig, TokenizerSpec};
@@ -103,6 +103,10 @@ pub struct TrainConfig {
     pub batch: Option<usize>,
     /// Tokens in a batch, instead of `batch`.
     pub batch_tokens: Option<usize>,
+    /// Steps in which the batch grows from `batch_start` to its size, evenly (GPT-3); 0: it is whole from the first step.
+    pub batch_ramp_steps: u64,
+    /// The first batch where it grows, in the unit of the whole one: sequences, or tokens.
+    pub batch_start: Option<usize>,
     /// Batches whose gradients are added up for one step.
     pub accumulate: usize,
     /// Recompute every layer in the backward pass instead of remembering it: less memory, more time, the same results.
@@ -182,6 +186,8 @@ impl Default for TrainConfig {
             context: None,
             batch: None,
             batch_tokens: None,
+            batch_ramp_steps: 0,
+            batch_start: None,
             accumulate: 1,
             recompute: false,
             mask_probability: 0.15,
@@ -223,6 +229,8 @@ pub struct Resolved {
     pub context: usize,
     /// How large a batch is.
     pub batch: BatchSize,
+    /// How it grows.
+    pub ramp: Ramp,
     /// Steps in which the learning rate rises.
     pub warmup_steps: u64,
     /// Evaluate every that many steps; 0: never.
@@ -255,6 +263,7 @@ impl TrainConfig {
             ("max_skipped", Some(self.max_skipped)),
             ("batch", self.batch.map(|n| n as u64)),
             ("batch_tokens", self.batch_tokens.map(|n| n as u64)),
+            ("batch_start", self.batch_start.map(|n| n as u64)),
             ("context", self.context.map(|n| n as u64)),
         ];
         if let Some((field, _)) = counts.iter().find(|(_, n)| *n == Some(0)) {
@@ -263,6 +272,13 @@ impl TrainConfig {
         if let (Some(b), Some(t)) = (self.batch, self.batch_tokens) {
             let found = format!("{t} beside batch = {b}");
             return Err(Error::config("batch_tokens", found, "one of the two"));
+        }
+        if let (Some(n), 0) = (self.batch_start, self.batch_ramp_steps) {
+            return Err(Error::config(
+                "batch_start",
+                n,
+                "batch_ramp_steps beside it: the steps in which the batch grows",
+            ));
         }
         if let Some(w) = self.warmup_steps.filter(|&w| w > self.steps) {
             return Err(Error::config("warmup_steps", w, format!("at most steps = {}", self.steps)));
@@ -366,6 +382,7 @@ impl TrainConfig {
             (_, Some(n)) => BatchSize::Tokens(n),
             (n, None) => BatchSize::Sequences(*c.batch.insert(n.unwrap_or(8))),
         };
+        let ramp = c.ramp(batch, context)?;
         let tenth = (c.steps / 10).max(1);
         let none = self.dev.as_deref() == Some("none");
         c.objective = Some(objective);
@@ -380,7 +397,7 @@ impl TrainConfig {
         if let Ok(Some(DevSplit::File(p))) = c.dev_split() {
             c.dev = Some(std::path::absolute(&p).unwrap_or(p).display().to_string());
         }
-        Ok(Resolved { config: c, objective, context, batch, warmup_steps, eval_every, save_every })
+        Ok(Resolved { config: c, objective, context, batch, ramp, warmup_steps, eval_every, save_every })
     }
 
     /// As TOML.
@@ -402,6 +419,29 @@ impl TrainConfig {
     }
 }
 
+impl TrainConfig {
+    /// How the batch grows to `batch`.
+    fn ramp(&self, batch: BatchSize, context: usize) -> Result<Ramp> {
+        let (BatchSize::Sequences(whole) | BatchSize::Tokens(whole)) = batch;
+        if self.batch_ramp_steps == 0 {
+            return Ok(Ramp { start: whole, steps: 0 });
+        }
+        let wrong = |found: String, expected: String| Err(Error::config("batch_start", found, expected));
+        let Some(given) = self.batch_start else {
+            return wrong("not given".into(), "the size of the first batch, since batch_ramp_steps is given".into());
+        };
+        let start = match batch {
+            BatchSize::Sequences(_) if self.batch_tokens.is_some() => given / context,
+            _ => given,
+        };
+        if start == 0 || start > whole {
+            let unit = if self.batch_tokens.is_some() { "tokens" } else { "sequences" };
+            return wrong(given.to_string(), format!("{unit} of at least one sequence and at most the whole batch"));
+        }
+        Ok(Ramp { start, steps: self.batch_ramp_steps })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -414,13 +454,15 @@ mod tests {
     fn every_bad_field_is_named() {
         base().validate().unwrap();
         type Change = fn(&mut TrainConfig);
-        let bad: [(&str, Change); 17] = [
+        let bad: [(&str, Change); 19] = [
             ("objective is classification, expected causal", |c| c.objective = Some(Objective::Classification)),
             ("model is empty", |c| c.model.clear()),
             ("steps is 0, expected at least 1", |c| c.steps = 0),
             ("accumulate is 0", |c| c.accumulate = 0),
             ("batch is 0", |c| c.batch = Some(0)),
             ("batch_tokens is 9 beside batch = 3", |c| (c.batch, c.batch_tokens) = (Some(3), Some(9))),
+            ("batch_start is 0, expected at least 1", |c| c.batch_start = Some(0)),
+            ("batch_start is 4, expected batch_ramp_steps", |c| c.batch_start = Some(4)),
             ("warmup_steps is 1001, expected at most steps = 1000", |c| c.warmup_steps = Some(1001)),
             ("lr is -1", |c| c.lr = -1.0),
             ("lr is NaN", |c| c.lr = f64::NAN),
@@ -460,6 +502,13 @@ mod tests {
         let c = TrainConfig { batch_tokens: Some(130), context: Some(32), ..base() };
         assert_eq!(c.resolve(Objective::Causal, 64).unwrap().batch, BatchSize::Sequences(4));
         assert_eq!(c.resolve(Objective::Masked, 64).unwrap().batch, BatchSize::Tokens(130));
+        let grows = TrainConfig { batch_ramp_steps: 9, batch_start: Some(64), ..c.clone() };
+        assert_eq!(grows.resolve(Objective::Causal, 64).unwrap().ramp, Ramp { start: 2, steps: 9 });
+        assert_eq!(grows.resolve(Objective::Masked, 64).unwrap().ramp, Ramp { start: 64, steps: 9 });
+        for (start, message) in [(None, "is not given"), (Some(31), "is 31"), (Some(200), "is 200")] {
+            let c = TrainConfig { batch_start: start, ..grows.clone() };
+            assert!(c.resolve(Objective::Causal, 64).unwrap_err().to_string().contains(message));
+        }
         let c = TrainConfig { batch_tokens: Some(31), ..c };
         assert!(c.resolve(Objective::Causal, 64).unwrap_err().to_string().contains("batch_tokens is 31"));
         let c = TrainConfig { context: Some(65), ..base() };

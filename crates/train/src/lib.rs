@@ -35,7 +35,7 @@ pub use hooks::{CheckpointInfo, Hooks, Quiet, StartInfo, StepInfo};
 pub use memory::{peak_rss, reset_peak_rss, rss};
 pub use objective::{Loss, Objective, Scales, Targets};
 pub use optimizer::{Optimizer, OptimizerSettings, freeze};
-pub use prefetch::BatchSize;
+pub use prefetch::{BatchSize, Ramp};
 pub use schedule::{Schedule, ScheduleKind};
 pub use tensorboard::EventWriter;
 pub use train::{Outcome, RunOptions, resume, train};

@@ -162,7 +162,7 @@ impl Objective {
             return Ok(Loss { total: tokens.clone(), tokens: Some(tokens), sequences: None });
         }
         let labels: Vec<i32> = batch.next_sentence.iter().map(|&l| l as i32).collect();
-        let pooled = model.pooler()?.forward(tape, &hidden, &input.spans)?; // [b, d]
+        let pooled = model.pooler()?.forward(tape, &hidden, &input.spans, 0.0)?; // [b, d]
         let pairs = model.next_sentence()?.loss(tape, &pooled, ClassTargets::One(&labels), scales.sequences)?;
         let total = weighted_sum(tape, &[(&tokens, 1.0), (&pairs, 1.0)])?;
         Ok(Loss { total, tokens: Some(tokens), sequences: Some(pairs) })

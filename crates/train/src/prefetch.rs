@@ -35,6 +35,41 @@ impl BatchSize {
     }
 }
 
+/// How a batch grows over the first steps of a run, evenly, in the unit of its [`BatchSize`] (Brown et al. 2020, appendix B).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ramp {
+    /// The size of the first step's.
+    pub start: usize,
+    /// Steps until it is whole; 0: it always is.
+    pub steps: u64,
+}
+
+impl Ramp {
+    /// The size in a step, counted from 0.
+    pub fn at(self, whole: BatchSize, step: u64) -> BatchSize {
+        if step >= self.steps {
+            return whole;
+        }
+        let grown = |whole: usize| {
+            let more = whole.saturating_sub(self.start) as u128 * u128::from(step) / u128::from(self.steps);
+            self.start + more as usize
+        };
+        match whole {
+            BatchSize::Sequences(n) => BatchSize::Sequences(grown(n)),
+            BatchSize::Tokens(n) => BatchSize::Tokens(grown(n)),
+        }
+    }
+}
+
+/// Where a run's batches begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The step, counted from 0.
+    pub step: u64,
+    /// The position of the examples.
+    pub position: u64,
+}
+
 /// The batches of one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepBatches {
@@ -55,15 +90,22 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// Starts from a position of the examples; a step takes `accumulate` batches.
+    /// Starts from a step; each takes `accumulate` batches.
     ///
     /// # Errors
     /// When no thread can be had.
-    pub fn start(examples: Arc<dyn Examples>, size: BatchSize, accumulate: usize, position: u64) -> Result<Self> {
+    pub fn start(
+        examples: Arc<dyn Examples>,
+        whole: BatchSize,
+        ramp: Ramp,
+        accumulate: usize,
+        from: Place,
+    ) -> Result<Self> {
         let (sender, receiver) = sync_channel(AHEAD);
         let work = move || {
-            let mut next = position;
-            loop {
+            let mut next = from.position;
+            for step in from.step.. {
+                let size = ramp.at(whole, step);
                 let mut batches = Vec::with_capacity(accumulate);
                 for _ in 0..accumulate.max(1) {
                     let (batch, after) = size.take(&*examples, next);
@@ -139,7 +181,8 @@ mod tests {
 
     #[test]
     fn the_thread_gives_what_a_call_would_and_ends() {
-        let mut fetch = Prefetch::start(Arc::new(Counting), BatchSize::Sequences(3), 2, 4).unwrap();
+        let (ramp, from) = (Ramp { start: 3, steps: 0 }, Place { step: 0, position: 4 });
+        let mut fetch = Prefetch::start(Arc::new(Counting), BatchSize::Sequences(3), ramp, 2, from).unwrap();
         let mut at = 4;
         for _ in 0..10 {
             let step = fetch.next().unwrap();
@@ -148,5 +191,24 @@ mod tests {
             assert_eq!(step, StepBatches { batches: expected, next: at });
         }
         drop(fetch);
+    }
+
+    #[test]
+    fn a_batch_grows_evenly_and_from_any_step() {
+        let ramp = Ramp { start: 2, steps: 4 };
+        let size = |step| match ramp.at(BatchSize::Sequences(9), step) {
+            BatchSize::Sequences(n) => n,
+            BatchSize::Tokens(_) => panic!("another unit"),
+        };
+        assert_eq!((0..6).map(size).collect::<Vec<_>>(), [2, 3, 5, 7, 9, 9]);
+        assert_eq!(ramp.at(BatchSize::Tokens(10), 2), BatchSize::Tokens(6));
+        let batches = |step: u64, position: u64, steps: usize| {
+            let from = Place { step, position };
+            let mut fetch = Prefetch::start(Arc::new(Counting), BatchSize::Sequences(9), ramp, 1, from).unwrap();
+            (0..steps).map(|_| fetch.next().unwrap()).collect::<Vec<_>>()
+        };
+        let all = batches(0, 0, 6);
+        assert_eq!(all.iter().map(|s| s.batches[0].examples).collect::<Vec<_>>(), [2, 3, 5, 7, 9, 9]);
+        assert_eq!(batches(3, all[2].next, 3), all[3..]);
     }
 }

@@ -1,7 +1,7 @@
 //! The training loop.
 
 use crate::metrics::Metrics;
-use crate::prefetch::Prefetch;
+use crate::prefetch::{Place, Prefetch};
 use crate::run::{self, State};
 use crate::setup::{self, Plan, absolute};
 use crate::{
@@ -263,7 +263,8 @@ impl<'a> Run<'a> {
         }
         let examples = Arc::clone(&self.data.train);
         let accumulate = self.resolved.config.accumulate;
-        let mut fetch = Prefetch::start(examples, self.resolved.batch, accumulate, self.position)?;
+        let at = Place { step: from, position: self.position };
+        let mut fetch = Prefetch::start(examples, self.resolved.batch, self.resolved.ramp, accumulate, at)?;
         let begin = Instant::now();
         let mut clock = Clock::default();
         let mut stopped = false;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use genus_infer::bench::{self, Ceilings, Measured, Report, Runs};
 use genus_infer::{EmbedOptions, encode_lines, read_lines};
-use genus_models::{Dimensions, Model, Task, find_preset};
+use genus_models::{Model, Task, find_preset};
 use genus_nn::Attend;
 use genus_ops::Precision;
 use genus_text::Tokenizer;
@@ -19,7 +19,7 @@ use genus_train::bench::{Timing, natural_batch, random_batch, train_step};
 use super::labelled;
 use crate::Context;
 use crate::global::Global;
-use crate::model::{self, Purpose};
+use crate::model::{self, DimensionFlags, Purpose};
 use crate::report::{Usage, json_line};
 
 /// Measure training steps, forward passes, reading prompts or decoding, beside the machine's ceilings.
@@ -60,24 +60,8 @@ struct Subject {
     /// Runs before them that are not.
     #[arg(long, value_name = "N", default_value_t = 1)]
     warm_up: usize,
-    /// Number of layers, instead of the preset's.
-    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
-    n_layers: Option<usize>,
-    /// Width, instead of the preset's.
-    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
-    d_model: Option<usize>,
-    /// Number of heads, instead of the preset's.
-    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
-    n_heads: Option<usize>,
-    /// Width inside the feed-forward network, instead of the preset's.
-    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
-    d_ff: Option<usize>,
-    /// Number of tokens, instead of the preset's.
-    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
-    vocab_size: Option<usize>,
-    /// Longest sequence, instead of the preset's.
-    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
-    n_ctx: Option<usize>,
+    #[command(flatten)]
+    dimensions: DimensionFlags,
 }
 
 /// What goes through the model.
@@ -176,14 +160,7 @@ impl Subject {
     }
 
     fn open(&self, task: Option<Task>, purpose: Purpose, global: &Global) -> anyhow::Result<(Model, Option<PathBuf>)> {
-        let dimensions = Dimensions {
-            n_layers: self.n_layers,
-            d_model: self.d_model,
-            n_heads: self.n_heads,
-            d_ff: self.d_ff,
-            vocab_size: self.vocab_size,
-            n_ctx: self.n_ctx,
-        };
+        let dimensions = self.dimensions.into();
         if self.runs == 0 {
             return Err(Usage("--runs 0: expected at least 1".into()).into());
         }

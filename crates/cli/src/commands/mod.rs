@@ -7,7 +7,9 @@ mod convert;
 mod embed;
 mod forward;
 mod generate;
+mod inspect;
 mod labelled;
+mod plan;
 mod quickstart;
 mod tokenizer;
 mod train;
@@ -19,6 +21,7 @@ mod tree;
 pub(crate) enum Command {
     Quickstart(quickstart::Quickstart),
     Tree(tree::Tree),
+    Plan(plan::Plan),
     Train(Box<train::Train>),
     Generate(generate::Generate),
     Embed(embed::Embed),
@@ -26,6 +29,8 @@ pub(crate) enum Command {
     Convert(convert::Convert),
     #[command(subcommand)]
     Tokenizer(tokenizer::TokenizerCommand),
+    #[command(subcommand)]
+    Inspect(inspect::InspectCommand),
     Bench(bench::Bench),
 }
 
@@ -34,12 +39,14 @@ impl Command {
         match self {
             Self::Quickstart(command) => command.run(context),
             Self::Tree(command) => command.run(context),
+            Self::Plan(command) => command.run(context),
             Self::Train(command) => command.run(context),
             Self::Generate(command) => command.run(context),
             Self::Embed(command) => command.run(context),
             Self::Forward(command) => command.run(context),
             Self::Convert(command) => command.run(context),
             Self::Tokenizer(command) => command.run(context),
+            Self::Inspect(command) => command.run(context),
             Self::Bench(command) => command.run(context),
         }
     }

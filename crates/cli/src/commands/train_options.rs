@@ -62,6 +62,12 @@ options!(
         /// Tokens in a batch, instead of --batch.
         #[arg(value_name = "N", help_heading = "Data")]
         maybe batch_tokens: usize,
+        /// Steps in which the batch grows from --batch-start to its size, evenly, as GPT-3's did; 0: whole from the first step.
+        #[arg(value_name = "N", help_heading = "Data")]
+        value batch_ramp_steps: u64 = library().batch_ramp_steps,
+        /// The first batch where it grows: sequences, or tokens with --batch-tokens.
+        #[arg(value_name = "N", help_heading = "Data")]
+        maybe batch_start: usize,
         /// Batches whose gradients are added up for one step.
         #[arg(value_name = "N", help_heading = "Data")]
         value accumulate: usize = library().accumulate,

@@ -202,7 +202,8 @@ impl PaddedBatch {
         self.check_fields(task)?;
         let ids = self.below("input_ids", &self.ids, spec.vocab_size, "vocab_size")?;
         let positions = self.matrix("position_ids", |_| true, "whole numbers")?;
-        let positions = positions.map(|p| self.below("position_ids", &p, spec.n_ctx, "n_ctx")).transpose()?;
+        let rows = spec.n_ctx + spec.positions.offset();
+        let positions = positions.map(|p| self.below("position_ids", &p, rows, "n_ctx")).transpose()?;
         if positions.is_none()
             && let Some((r, real)) = self.real.iter().enumerate().find(|(_, r)| r.len() > spec.n_ctx)
         {

@@ -95,7 +95,7 @@ impl Outputs<'_> {
             }
         }
         if task.predicts_next_sentence() {
-            let pooled = model.pooler()?.forward(tape, x, spans)?;
+            let pooled = model.pooler()?.forward(tape, x, spans, 0.0)?;
             let head = model.next_sentence()?;
             let name = if task == Task::Pretraining { "seq_relationship_logits" } else { "logits" };
             let logits = head.logits(&self.plain(), &Value::constant(pooled.tensor().clone()))?;
@@ -122,7 +122,7 @@ impl Outputs<'_> {
         if task == Task::Base {
             self.tokens("last_hidden_state".into(), x)?;
             if let Ok(pooler) = model.pooler() {
-                let pooled = pooler.forward(tape, x, spans)?;
+                let pooled = pooler.forward(tape, x, spans, 0.0)?;
                 self.push("pooler_output".into(), pooled.tensor())?;
             }
         }

@@ -28,9 +28,15 @@ impl Model {
     /// # Errors
     /// When the task has no classifier or a sequence is empty.
     pub fn summary(&self, tape: &Tape, hidden: &Value, input: &Input) -> Result<Value> {
-        if self.family.classified == Classified::Pooled {
-            let pooled = self.pooler()?.forward(tape, hidden, &input.spans)?;
-            return Ok(dropout(tape, &pooled, self.labels.dropout.unwrap_or(self.spec.dropout.residual))?);
+        let rate = self.labels.dropout.unwrap_or(self.spec.dropout.residual);
+        let before = match self.family.classified {
+            Classified::Pooled => Some(0.0),
+            Classified::PooledAfterDropout => Some(rate),
+            Classified::LastToken => None,
+        };
+        if let Some(before) = before {
+            let pooled = self.pooler()?.forward(tape, hidden, &input.spans, before)?;
+            return Ok(dropout(tape, &pooled, rate)?);
         }
         if let Some(found) = input.spans.iter().position(|r| r.is_empty()) {
             return Err(genus_nn::Error::Length { what: "tokens of an empty sequence", found, expected: 1 }.into());

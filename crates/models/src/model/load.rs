@@ -166,7 +166,11 @@ impl Model {
         family.check_task(task)?;
         let weights = Weights::open(folder)?;
         let names = (family.names)(task, &spec)?;
-        let labels = if task == Task::SequenceClassification { Labels::read(&file)? } else { Labels::default() };
+        let labels = if task == Task::SequenceClassification {
+            Labels::read(&file, family.classifier_dropout)?
+        } else {
+            Labels::default()
+        };
         let expected: Vec<Expected> = family
             .plan_labelled(&spec, task, &labels)?
             .into_iter()
@@ -176,7 +180,8 @@ impl Model {
             })
             .collect();
         let resolution = resolve(&names, &expected, &weights)?;
-        let pooled = family.pools(task) && !resolution.absent.iter().any(|n| n.starts_with("pooler."));
+        let absent = resolution.absent.iter().any(|n| n.starts_with("pooler."));
+        let pooled = family.pools(task).filter(|_| !absent);
         let (weights, resolution_ref, projects) = (&weights, &resolution, task.predicts_tokens());
         let mut source = Checkpoint { weights, resolution: resolution_ref, options, projects, not_finite: None };
         let mut b = Builder::new(&mut source);

@@ -1,5 +1,6 @@
 //! Text to ids and back.
 
+mod bpe;
 mod fast;
 mod open;
 mod save;
@@ -132,6 +133,17 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// As [`Tokenizer::encode`], with the bytes of the text that each token stands for; those of tokens that are put around it
+    /// are empty.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_offsets(&self, text: &str, add_special: bool) -> Result<Vec<(u32, std::ops::Range<usize>)>> {
+        let encoding = self.inner.library.encode(text, add_special).map_err(TextError::library)?;
+        let ids = encoding.get_ids().iter().copied();
+        Ok(ids.zip(encoding.get_offsets()).map(|(id, &(from, to))| (id, from..to)).collect())
+    }
+
     /// A pair of texts with special tokens and token types (BERT: `[CLS] a [SEP]` of type 0, `b [SEP]` of type 1).
     ///
     /// # Errors
@@ -156,6 +168,10 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         for (position, &id) in ids.iter().enumerate() {
             self.check_id(id, position)?;
+        }
+        // Some of the library's decoders take no empty list.
+        if ids.iter().all(|&id| skip_special && self.is_special(id)) {
+            return Ok(String::new());
         }
         self.inner.library.decode(ids, skip_special).map_err(TextError::library)
     }

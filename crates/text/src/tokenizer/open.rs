@@ -1,5 +1,6 @@
 //! Reading tokenizers from Hugging Face folders.
 
+use super::bpe::{byte_level_json, pairs};
 use super::fast::BYTE_CHARS;
 use super::{SpecialTokens, Tokenizer};
 use crate::error::{Result, TextError, json_kind};
@@ -19,7 +20,7 @@ pub(super) const NAMES: [&str; 7] =
 
 impl Tokenizer {
     /// Reads a tokenizer from a folder: `tokenizer.json`, or `vocab.txt` (WordPiece with BERT's normaliser), or
-    /// `vocab.json` with `merges.txt` (byte-level BPE). Special tokens come from `tokenizer_config.json` and
+    /// `vocab.json` with `merges.txt` (byte-level BPE, RoBERTa's with its special tokens included; or GPT's, whose words end in `</w>`). Special tokens come from `tokenizer_config.json` and
     /// `special_tokens_map.json`, where present.
     ///
     /// # Errors
@@ -38,7 +39,7 @@ impl Tokenizer {
         } else if folder.join("vocab.txt").is_file() {
             word_piece(&folder.join("vocab.txt"), &config)?
         } else if folder.join("vocab.json").is_file() && folder.join("merges.txt").is_file() {
-            byte_level(&folder.join("vocab.json"), &folder.join("merges.txt"), &config)?
+            pairs(&folder.join("vocab.json"), &folder.join("merges.txt"), &config)?
         } else {
             return Err(TextError::NoTokenizer { path: folder.to_owned() });
         };
@@ -61,11 +62,11 @@ impl Tokenizer {
 pub(super) struct Config {
     /// Content of each of [`NAMES`], where given.
     tokens: [Option<String>; 7],
-    class: Option<String>,
+    pub(super) class: Option<String>,
     lower_case: Option<bool>,
     strip_accents: Option<bool>,
     chinese: Option<bool>,
-    prefix_space: Option<bool>,
+    pub(super) prefix_space: Option<bool>,
 }
 
 impl Config {
@@ -107,12 +108,12 @@ impl Config {
         Ok(config)
     }
 
-    fn token(&self, name: &str) -> Option<&str> {
+    pub(super) fn token(&self, name: &str) -> Option<&str> {
         NAMES.iter().position(|n| *n == name).and_then(|i| self.tokens[i].as_deref())
     }
 }
 
-fn read_text(path: &Path) -> Result<String> {
+pub(super) fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| TextError::io(path, e))?;
     String::from_utf8(bytes).map_err(|e| {
         let offset = e.utf8_error().valid_up_to();
@@ -120,14 +121,14 @@ fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-fn read_json(path: &Path) -> Result<Value> {
+pub(super) fn read_json(path: &Path) -> Result<Value> {
     let text = read_text(path)?;
     serde_json::from_str(&text)
         .map_err(|e| TextError::file(path, format!("line {}", e.line()), e.to_string(), "valid JSON"))
 }
 
 /// The ids of a `{token: id}` object, checked.
-fn check_vocab(path: &Path, field: &str, vocab: &Map<String, Value>) -> Result<()> {
+pub(super) fn check_vocab(path: &Path, field: &str, vocab: &Map<String, Value>) -> Result<()> {
     for (token, id) in vocab {
         if id.as_u64().is_none_or(|id| id > MAX_ID) {
             let expected = format!("an id from 0 to {MAX_ID}");
@@ -247,51 +248,6 @@ pub(super) fn word_piece_value(
     }))
 }
 
-fn byte_level(vocab_path: &Path, merges_path: &Path, config: &Config) -> Result<tokenizers::Tokenizer> {
-    let value = read_json(vocab_path)?;
-    let Value::Object(vocab) = value else {
-        return Err(TextError::file(vocab_path, "top level", json_kind(&value), "an object of tokens and ids"));
-    };
-    check_vocab(vocab_path, "vocabulary", &vocab)?;
-    let text = read_text(merges_path)?;
-    let mut merges = Vec::new();
-    for (n, line) in text.lines().enumerate() {
-        if line.is_empty() || (n == 0 && line.starts_with("#version")) {
-            continue;
-        }
-        let Some((a, b)) = line.split_once(' ').filter(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains(' '))
-        else {
-            let field = format!("line {}", n + 1);
-            return Err(TextError::file(merges_path, field, format!("{line:?}"), "two tokens with a space between"));
-        };
-        for token in [a.to_owned(), b.to_owned(), format!("{a}{b}")] {
-            if !vocab.contains_key(&token) {
-                let expected = format!("tokens of {}", vocab_path.display());
-                return Err(TextError::file(merges_path, format!("line {}", n + 1), format!("{token:?}"), expected));
-            }
-        }
-        merges.push(json!([a, b]));
-    }
-    let mut value = byte_level_json(vocab, merges);
-    value["pre_tokenizer"]["add_prefix_space"] = json!(config.prefix_space.unwrap_or(false));
-    from_value(&value).map_err(|e| TextError::file(vocab_path, "vocabulary", e, "a byte-level BPE vocabulary"))
-}
-
-/// A GPT-2 tokenizer as `tokenizer.json` describes it.
-pub(super) fn byte_level_json(vocab: Map<String, Value>, merges: Vec<Value>) -> Value {
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-        "post_processor": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-            "vocab": vocab, "merges": merges,
-        },
-    })
-}
-
 pub(super) fn added_token(id: u64, content: &str) -> Value {
     json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
            "normalized": false, "special": true})
@@ -307,6 +263,7 @@ pub(super) fn from_value(value: &Value) -> Result<tokenizers::Tokenizer, String>
 pub(super) fn finish(mut library: tokenizers::Tokenizer, config: &Config) -> Result<Tokenizer> {
     let added: Vec<AddedToken> = config.tokens.iter().flatten().map(|t| AddedToken::from(t.as_str(), true)).collect();
     library.add_special_tokens(added).map_err(TextError::library)?;
+    let around = super::bpe::around(&library);
     // Without a configuration, the customary spellings; only where they are special tokens of the vocabulary.
     const CUSTOM: [&[&str]; 7] = [
         &["<s>", "<|begin_of_text|>", "<|startoftext|>", END_OF_TEXT],
@@ -321,6 +278,12 @@ pub(super) fn finish(mut library: tokenizers::Tokenizer, config: &Config) -> Res
     let find = |i: usize| -> Option<u32> {
         if let Some(token) = &config.tokens[i] {
             return library.token_to_id(token);
+        }
+        // RoBERTa's folders name neither: what is put around a text says it.
+        match (&around, NAMES[i]) {
+            (Some([cls, _]), "cls_token") => return library.token_to_id(cls),
+            (Some([_, sep]), "sep_token") => return library.token_to_id(sep),
+            _ => {}
         }
         // With a configuration that names some, the customary spelling still holds for BERT's five.
         CUSTOM[i].iter().filter(|t| !named || t.starts_with('[')).find_map(|t| library.token_to_id(t))

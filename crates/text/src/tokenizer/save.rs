@@ -37,6 +37,7 @@ impl Tokenizer {
         let merges = value["merges"].as_array().is_some_and(|m| !m.is_empty());
         let default_class = match self.kind() {
             TokenizerKind::WordPiece if s.cls.is_some() && s.sep.is_some() => "BertTokenizerFast",
+            TokenizerKind::ByteLevelBpe if super::bpe::around(self.library()).is_some() => "RobertaTokenizer",
             TokenizerKind::ByteLevelBpe if merges => "GPT2TokenizerFast",
             _ => "PreTrainedTokenizerFast",
         };

@@ -1,7 +1,8 @@
 //! Learning vocabularies from documents.
 
+use super::bpe::byte_level_json;
 use super::fast::{BYTE_CHARS, gpt2_piece};
-use super::open::{END_OF_TEXT, added_token, byte_level_json, from_value, word_piece_value};
+use super::open::{END_OF_TEXT, added_token, from_value, word_piece_value};
 use super::{SpecialTokens, Tokenizer};
 use crate::error::{Result, TextError};
 use rayon::prelude::*;
