@@ -139,10 +139,9 @@ fn runs_are_the_same() {
 
 #[test]
 fn much_less_memory_is_held() {
-    for (name, objective, _) in models(DType::F32) {
-        let preset = if name.starts_with("gpt2") { "gpt2" } else { "bert-tiny" };
-        let (family, preset) = genus_models::find_preset(preset).unwrap();
-        let mut spec = (preset.spec)();
+    for (name, objective, model) in models(DType::F32) {
+        let family = model.family();
+        let mut spec = (family.presets[0].spec)();
         (spec.d_model, spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.d_head) = (48, 12, 4, 4, 12);
         (spec.d_ff, spec.vocab_size, spec.n_ctx) = (192, 101, 128);
         let most = |recompute| {

@@ -2,7 +2,7 @@
 
 use super::Tokenizer;
 use super::fast::BYTE_CHARS;
-use crate::error::{Result, TextError};
+use crate::error::Result;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use tokenizers::decoders::DecoderWrapper;
@@ -40,7 +40,7 @@ impl StreamDecoder {
     /// Takes the next id and returns the text that became complete, which may be empty.
     ///
     /// # Errors
-    /// [`TextError::UnknownId`] for an id that the vocabulary does not have; the decoder is then as before.
+    /// [`crate::TextError::UnknownId`] for an id that the vocabulary does not have; the decoder is then as before.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.tokenizer.check_id(id, self.seen)?;
         self.seen += 1;
@@ -81,7 +81,7 @@ impl StreamDecoder {
     /// What is left at the end: an unfinished character becomes U+FFFD. The decoder starts afresh.
     ///
     /// # Errors
-    /// [`TextError::Tokenizer`] if the library cannot decode what is left.
+    /// [`crate::TextError::Tokenizer`] if the library cannot decode what is left.
     pub fn finish(&mut self) -> Result<String> {
         self.seen = 0;
         match &mut self.state {
@@ -89,7 +89,7 @@ impl StreamDecoder {
             State::Window { ids, known, text } => {
                 *known = 0;
                 let (ids, text) = (std::mem::take(ids), std::mem::take(text));
-                let now = self.tokenizer.library().decode(&ids, self.skip_special).map_err(TextError::library)?;
+                let now = self.tokenizer.decode(&ids, self.skip_special)?;
                 Ok(now.strip_prefix(text.as_str()).unwrap_or_default().to_owned())
             }
         }
