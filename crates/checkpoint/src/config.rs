@@ -152,16 +152,14 @@ fn lookup<'v>(mut value: &'v Value, path: &serde_path_to_error::Path) -> Option<
 mod tests {
     use super::*;
 
-    #[derive(serde::Deserialize, Debug)]
-    #[allow(dead_code)]
+    #[derive(serde::Deserialize, Debug, PartialEq)]
     struct Config {
         n_layer: usize,
         scaling: Option<Scaling>,
         layers: Option<Vec<String>>,
     }
 
-    #[derive(serde::Deserialize, Debug)]
-    #[allow(dead_code)]
+    #[derive(serde::Deserialize, Debug, PartialEq)]
     struct Scaling {
         factor: f32,
     }

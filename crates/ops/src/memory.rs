@@ -112,7 +112,10 @@ mod large {
                 let pieces = k.pieces(size);
                 if pieces.len > 0 {
                     drop(k);
-                    return (glue(size, asked, &pieces), false);
+                    if let Some(ptr) = glue(size, asked, &pieces) {
+                        return (ptr, false);
+                    }
+                    k = lock();
                 }
             }
             trim(&mut k);
@@ -171,12 +174,13 @@ mod large {
     }
 
     /// A block of `size` bytes made of the pieces, whose pages move into it without being cleared, and of new pages if these are
-    /// not enough; null, with the pieces kept, when memory is short.
+    /// not enough; none, when the system refuses. Pieces that were not moved are kept again.
     #[cfg(target_os = "linux")]
-    fn glue(size: usize, asked: usize, pieces: &Pieces) -> *mut u8 {
+    fn glue(size: usize, asked: usize, pieces: &Pieces) -> Option<*mut u8> {
+        let pieces = &pieces.blocks[..pieces.len];
         let start = map(size, asked);
         let mut at = start as usize;
-        for &(from, part) in &pieces.blocks[..pieces.len] {
+        for (i, &(from, part)) in pieces.iter().enumerate() {
             // SAFETY: the piece is nobody's, and its new place is a part of the new mapping, which nothing uses yet.
             let moved = !start.is_null()
                 && unsafe {
@@ -184,16 +188,19 @@ mod large {
                     libc::mremap(from as *mut libc::c_void, part, part, flags, at as *mut libc::c_void)
                 } != libc::MAP_FAILED;
             if !moved {
-                lock().keep(from, part);
+                if !start.is_null() {
+                    // Whether the place of this piece is still mapped is not known, and another thread may have it by now: it is left.
+                    unmap(start as usize, at - start as usize);
+                    unmap(at + part, start as usize + size - at - part);
+                }
+                let mut k = lock();
+                pieces[i..].iter().for_each(|&(from, part)| k.keep(from, part));
+                return None;
             }
-            at = at.wrapping_add(part);
+            at += part;
         }
-        let mut k = lock();
-        if start.is_null() {
-            k.live -= size;
-        }
-        trim(&mut k);
-        start
+        trim(&mut lock());
+        Some(start)
     }
 
     /// Takes a block back.
@@ -305,7 +312,7 @@ mod large {
 
             let pieces = k.pieces(7 * PAGE);
             assert_eq!((pieces.len, k.len, k.kept), (3, 2, PAGE + SMALL));
-            let all = glue(9 * PAGE, 9 * PAGE, &pieces) as *const u8;
+            let all = glue(9 * PAGE, 9 * PAGE, &pieces).unwrap() as *const u8;
             // One page of the block of three, five of that of five, one of that of two, and two new ones.
             for (page, expected) in [3, 5, 5, 5, 5, 5, 2, 0, 0].into_iter().enumerate() {
                 for at in [0, PAGE / 2, PAGE - 1] {

@@ -419,29 +419,6 @@ impl TrainConfig {
     }
 }
 
-impl TrainConfig {
-    /// How the batch grows to `batch`.
-    fn ramp(&self, batch: BatchSize, context: usize) -> Result<Ramp> {
-        let (BatchSize::Sequences(whole) | BatchSize::Tokens(whole)) = batch;
-        if self.batch_ramp_steps == 0 {
-            return Ok(Ramp { start: whole, steps: 0 });
-        }
-        let wrong = |found: String, expected: String| Err(Error::config("batch_start", found, expected));
-        let Some(given) = self.batch_start else {
-            return wrong("not given".into(), "the size of the first batch, since batch_ramp_steps is given".into());
-        };
-        let start = match batch {
-            BatchSize::Sequences(_) if self.batch_tokens.is_some() => given / context,
-            _ => given,
-        };
-        if start == 0 || start > whole {
-            let unit = if self.batch_tokens.is_some() { "tokens" } else { "sequences" };
-            return wrong(given.to_string(), format!("{unit} of at least one sequence and at most the whole batch"));
-        }
-        Ok(Ramp { start, steps: self.batch_ramp_steps })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

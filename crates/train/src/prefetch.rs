@@ -1,6 +1,6 @@
 //! The batches of the steps to come, made on a thread of their own.
 
-use crate::{Error, Result};
+use crate::{Error, Ramp, Result};
 use genus_text::{Batch, Examples};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -31,32 +31,6 @@ impl BatchSize {
             }
             batch.push(sample);
             at += 1;
-        }
-    }
-}
-
-/// How a batch grows over the first steps of a run, evenly, in the unit of its [`BatchSize`] (Brown et al. 2020, appendix B).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ramp {
-    /// The size of the first step's.
-    pub start: usize,
-    /// Steps until it is whole; 0: it always is.
-    pub steps: u64,
-}
-
-impl Ramp {
-    /// The size in a step, counted from 0.
-    pub fn at(self, whole: BatchSize, step: u64) -> BatchSize {
-        if step >= self.steps {
-            return whole;
-        }
-        let grown = |whole: usize| {
-            let more = whole.saturating_sub(self.start) as u128 * u128::from(step) / u128::from(self.steps);
-            self.start + more as usize
-        };
-        match whole {
-            BatchSize::Sequences(n) => BatchSize::Sequences(grown(n)),
-            BatchSize::Tokens(n) => BatchSize::Tokens(grown(n)),
         }
     }
 }
