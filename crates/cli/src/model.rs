@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use genus_models::{Dimensions, LoadOptions, Model, Task, find_preset};
+use genus_models::{Dimensions, Family, LoadOptions, Model, StackSpec, Task, find_preset};
 use genus_text::Tokenizer;
 
 use crate::global::Global;
@@ -68,6 +68,19 @@ pub(crate) fn open(model: &str, task: Option<Task>, purpose: Purpose, global: &G
     Ok(Opened { folder, model: loaded.model })
 }
 
+/// The preset of that name, with its dimensions changed; none for a folder or hub id, which has its own.
+pub(crate) fn preset(name: &str, dimensions: &Dimensions) -> anyhow::Result<Option<(&'static Family, StackSpec)>> {
+    let known = find_preset(name);
+    if !Path::new(name).is_dir() && (known.is_ok() || !name.contains('/')) {
+        let (family, preset) = known?;
+        return Ok(Some((family, dimensions.apply((preset.spec)())?)));
+    }
+    if *dimensions != Dimensions::default() {
+        bail!("{name}: dimensions (--n-layers and the like) change a preset; a model folder has its own");
+    }
+    Ok(None)
+}
+
 /// The model to measure: a folder or hub id with its weights, or a preset with random ones. Dimensions change presets only.
 pub(crate) fn open_or_random(
     name: &str,
@@ -76,19 +89,13 @@ pub(crate) fn open_or_random(
     purpose: Purpose,
     global: &Global,
 ) -> anyhow::Result<(Model, Option<PathBuf>)> {
-    let known = find_preset(name);
-    if !Path::new(name).is_dir() && (known.is_ok() || !name.contains('/')) {
-        let (family, preset) = known?;
-        let spec = dimensions.apply((preset.spec)())?;
+    if let Some((family, spec)) = preset(name, dimensions)? {
         let model = Model::random(family, spec, task.unwrap_or(family.default_task()), global.seed)?;
         model.move_to(&global.device()?)?;
         if purpose == Purpose::Inference {
             model.prepare(global.precision())?;
         }
         return Ok((model, None));
-    }
-    if *dimensions != Dimensions::default() {
-        bail!("{name}: dimensions (--n-layers and the like) change a preset; a model folder has its own");
     }
     let opened = open(name, task, purpose, global)?;
     Ok((opened.model, Some(opened.folder)))

@@ -1,15 +1,14 @@
 //! `genus plan`: what pretraining a model of some size needs.
 
-use std::path::Path;
 use std::time::Duration;
 
 use genus_models::budget::{Budget, Machine, Run, Split};
-use genus_models::{Dimensions, Flops, Model, find_preset};
+use genus_models::{Flops, Model};
 use genus_ops::Spans;
 use serde_json::{Value, json};
 
 use crate::Context;
-use crate::model::DimensionFlags;
+use crate::model::{self, DimensionFlags};
 use crate::progress::{bytes, grouped, short_count};
 use crate::report::{Usage, json_line};
 use crate::source::model_folder;
@@ -68,12 +67,12 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
-        let (family, spec) = if !Path::new(&self.model).is_dir() && !self.model.contains('/') {
-            let (family, preset) = find_preset(&self.model)?;
-            (family, Dimensions::from(self.dimensions).apply((preset.spec)())?)
-        } else {
-            let (family, spec, _) = Model::read_config(&model_folder(&self.model)?)?;
-            (family, Dimensions::from(self.dimensions).apply(spec)?)
+        let (family, spec) = match model::preset(&self.model, &self.dimensions.into())? {
+            Some(preset) => preset,
+            None => {
+                let (family, spec, _) = Model::read_config(&model_folder(&self.model)?)?;
+                (family, spec)
+            }
         };
         let parameters = family.count(&spec, family.default_task())?;
         let length = self.context.unwrap_or(spec.n_ctx);
