@@ -58,6 +58,9 @@ from transformers import (
     GPTNeoForCausalLM,
     GPTNeoForSequenceClassification,
     GPTNeoModel,
+    MarianConfig,
+    MarianModel,
+    MarianMTModel,
     OpenAIGPTConfig,
     OpenAIGPTForSequenceClassification,
     OpenAIGPTLMHeadModel,
@@ -82,6 +85,7 @@ MASKED = (BertForMaskedLM, RobertaForMaskedLM, DistilBertForMaskedLM)
 CLASSES = (BertForSequenceClassification, GPT2ForSequenceClassification, OpenAIGPTForSequenceClassification,
            GPTNeoForSequenceClassification, RobertaForSequenceClassification, DistilBertForSequenceClassification)
 DECODERS = ("gpt2", "openai-gpt", "gpt_neo")
+PADDING_OF_MARIAN = 100  # the last id, so that others can be drawn below it
 # To the reference, this id is padding even where the mask says that it is real: its row of the table gets no gradient.
 PADDING = {"bert": 0, "roberta": 1, "distilbert": 0}
 
@@ -130,12 +134,25 @@ def distilbert_config(**changes):
     return DistilBertConfig(**{**fields, **changes})
 
 
+def marian_config(**changes):
+    """Encoder and decoder differ in all that may differ. No target begins with the padding token, whose row of the table the
+    reference would leave without a gradient."""
+    fields = dict(vocab_size=VOCAB, max_position_embeddings=POSITIONS, d_model=24, encoder_layers=1, encoder_ffn_dim=35,
+                  encoder_attention_heads=2, decoder_layers=2, decoder_ffn_dim=30, decoder_attention_heads=3,
+                  activation_function="swish", dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
+                  scale_embedding=True, decoder_start_token_id=3, pad_token_id=100, eos_token_id=0,
+                  forced_eos_token_id=None, attn_implementation="eager")
+    return MarianConfig(**{**fields, **changes})
+
+
 def build(kind, config, seed):
     """A model whose every parameter is drawn from `seed`, at magnitudes that make attention and losses far from uniform."""
     model = kind(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
+            if name.endswith("embed_positions.weight") and isinstance(model, (MarianModel, MarianMTModel)):
+                continue  # sines and cosines
             noise = torch.randn(p.shape, generator=generator)
             if p.ndim == 2:
                 p.copy_(noise * (0.4 if is_embedding(name) else 0.2))
@@ -194,6 +211,18 @@ def sequence_batch(seed, lengths, model_type, labels, pad=None):
     return {**batch, "labels": labels}
 
 
+def translation_batch(seed, lengths, targets, shifted=False, keep_labels=0.8):
+    """Sources as in `make_batch`, targets all of one length. `shifted`: what the decoder reads follows from the labels."""
+    batch = make_batch(seed, lengths, "marian", [])
+    g = torch.Generator().manual_seed(seed + 1000)
+    shape = (len(lengths), targets)
+    labels = torch.randint(PADDING_OF_MARIAN, shape, generator=g)
+    if not shifted:
+        batch["decoder_input_ids"] = torch.randint(PADDING_OF_MARIAN, shape, generator=g).tolist()
+        labels[torch.rand(shape, generator=g) > keep_labels] = -100
+    return {**batch, "labels": labels.tolist()}
+
+
 def pad_left(batch):
     """The same rows, padded at the left."""
     lengths = [sum(row) for row in batch["attention_mask"]]
@@ -222,6 +251,8 @@ def run(model, batch, hidden=False):
     t = {name: torch.tensor(rows) for name, rows in batch.items()}
     mask = t["attention_mask"]
     kind = model.config.model_type
+    if kind == "marian":
+        return run_translation(model, t, hidden)
     first = 2 if kind == "roberta" else 0
     inputs = dict(input_ids=t["input_ids"], attention_mask=mask, position_ids=positions(mask) + first)
     if "token_type_ids" in t:
@@ -267,6 +298,29 @@ def run(model, batch, hidden=False):
     return out, loss
 
 
+def run_translation(model, t, hidden):
+    """A model that reads one sequence and writes another. All places of what it writes are real."""
+    mask, labels = t["attention_mask"], t.get("labels")
+    inputs = dict(input_ids=t["input_ids"], attention_mask=mask, decoder_input_ids=t.get("decoder_input_ids"))
+    if labels is not None:
+        inputs["labels"] = labels
+    o = model(**inputs, use_cache=False, output_hidden_states=hidden, return_dict=True)
+    out, loss = {}, None
+    if labels is not None:
+        out["loss"] = loss = cross_entropy(o.logits, labels)
+        assert abs(loss.item() - o.loss.item()) < 1e-5, (loss, o.loss)
+    out["encoder_last_hidden_state"] = zero_padding(o.encoder_last_hidden_state, mask)
+    for name in ("logits", "last_hidden_state"):
+        if getattr(o, name, None) is not None:
+            out[name] = getattr(o, name)
+    if hidden:
+        for i, value in enumerate(o.encoder_hidden_states):
+            out[f"encoder_hidden_states.{i}"] = zero_padding(value, mask)
+        for i, value in enumerate(o.decoder_hidden_states):
+            out[f"decoder_hidden_states.{i}"] = value
+    return out, loss
+
+
 def class_loss(problem, logits, labels):
     if problem == "single_label_classification":
         return cross_entropy(logits, labels)
@@ -287,7 +341,8 @@ def outputs_and_gradients(model, batch, names, hidden, gradients=True):
         loss.backward()
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, inside in names.items():
-            if parameters[inside].grad is not None:
+            # A buffer is no parameter.
+            if inside in parameters and parameters[inside].grad is not None:
                 out[f"grad.{name}"] = parameters[inside].grad
     return {name: value.detach().clone().contiguous() for name, value in out.items()}
 
@@ -616,9 +671,59 @@ def generate(root):
 
     classification(w, small_gpt2, small_bert)
     relatives(w)
+    translation(w)
 
     (root / "tolerances.json").write_text(tolerances_text(w.tolerances))
     published(root)
+
+
+def translation(w):
+    """The Transformer in Marian's form."""
+    model = build(MarianMTModel, marian_config(), 71)
+    model.final_logits_bias.copy_(torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(72)))
+    path = w.case("marian-seq2seq", model, translation_batch(73, [9, 4, 1, 12], 7))
+    dump(path / "translation.json", searches(model, 74))
+    g = torch.Generator().manual_seed(75)
+    lengths = lambda: torch.randint(2, 8, (3,), generator=g).tolist()
+    batches = [translation_batch(300 + i, lengths(), 5, keep_labels=1.0) for i in range(10)]
+    w.steps(path, "marian-seq2seq", model, batches, dict(
+        lr=schedule(1e-2, 4, 10), betas=[0.9, 0.98], eps=1e-9, weight_decay=0.1, max_norm=MARIAN_MAX_NORM,
+        schedule="linear warm-up over 4 steps, then constant"))
+    one = dict(decoder_layers=1, scale_embedding=False)
+    model = build(MarianMTModel, marian_config(**one, activation_function="gelu"), 76)
+    w.case("marian-shifted", model, translation_batch(77, [5, 8], 6, shifted=True), hidden=False)
+    model = build(MarianModel, marian_config(**one, activation_function="relu"), 78)
+    batch = translation_batch(79, [3, 7, 6], 4)
+    del batch["labels"]
+    w.case("marian-base", model, batch)
+
+
+def searches(model, seed):
+    """Greedy translations and the best of four beams, one source at a time, with the library's own search."""
+    g = torch.Generator().manual_seed(seed)
+    sources = [torch.randint(VOCAB - 1, (n,), generator=g).tolist() for n in (3, 11, 6, 1, 8, 5)]
+    options = dict(do_sample=False, max_new_tokens=14, pad_token_id=PADDING_OF_MARIAN)
+    # The end token: one that some greedy translations come to late, so that beams end at several lengths.
+    free = [model.generate(torch.tensor([s]), attention_mask=torch.ones(1, len(s), dtype=torch.long),
+                           eos_token_id=None, **options)[0, 1:].tolist() for s in sources]
+    late = lambda token: sum(token in ids and ids.index(token) >= 3 for ids in free)
+    eos = options["eos_token_id"] = max(range(PADDING_OF_MARIAN), key=late)
+    assert late(eos) >= 2, free
+    runs = []
+    for source in sources:
+        ids, mask = torch.tensor([source]), torch.ones(1, len(source), dtype=torch.long)
+        found = {"source": source}
+        found["greedy"] = model.generate(ids, attention_mask=mask, **options)[0, 1:].tolist()
+        for penalty in (0.6, 1.0):
+            beams = model.generate(ids, attention_mask=mask, num_beams=4, num_return_sequences=4, length_penalty=penalty,
+                                   early_stopping=False, return_dict_in_generate=True, output_scores=True, **options)
+            texts = [[i for i in row[1:].tolist() if i != PADDING_OF_MARIAN] for row in beams.sequences]
+            found[f"beams {penalty}"] = texts
+            found[f"scores {penalty}"] = [significant(x) for x in beams.sequences_scores.tolist()]
+        runs.append(found)
+    lengths = {len(ids) for run in runs for ids in run["beams 0.6"]}
+    assert len(lengths) >= 4, f"beams of the lengths {lengths} alone: take another seed"
+    return {"max_new_tokens": 14, "eos_token_id": eos, "runs": runs}
 
 
 def classification(w, small_gpt2, small_bert):
@@ -696,6 +801,7 @@ def relatives(w):
 # GPT-2's steps are all clipped; of BERT's some are and some are not.
 GPT2_MAX_NORM = 1.0
 BERT_MAX_NORM = 7.0
+MARIAN_MAX_NORM = 4.0
 
 
 def tolerances_text(tolerances):
@@ -741,6 +847,10 @@ def published(root):
         "bert-mini": bert(BertModel, 4, 256, 4),
         "bert-small": bert(BertModel, 4, 512, 8),
         "bert-medium": bert(BertModel, 8, 512, 8),
+        "opus-mt-en-de": (MarianMTModel, MarianConfig(
+            max_position_embeddings=512, d_model=512, encoder_layers=6, encoder_ffn_dim=2048, encoder_attention_heads=8,
+            decoder_layers=6, decoder_ffn_dim=2048, decoder_attention_heads=8, activation_function="swish",
+            scale_embedding=True)),
     }
     folder = root / "published"
     shutil.rmtree(folder, ignore_errors=True)
@@ -750,9 +860,11 @@ def published(root):
         with torch.device("meta"):
             model = kind(config)
         tied = model.get_expanded_tied_weights_keys(all_submodels=True)
-        state = model.state_dict()
+        # Sines and cosines are not saved, and a fixed bias of logits is a buffer.
+        state = {n: t for n, t in model.state_dict().items()
+                 if not n.endswith("embed_positions.weight") and n != "final_logits_bias"}
         counts[name] = sum(t.numel() for n, t in state.items() if n not in tied)
-        if name in ("gpt2", "bert-base-uncased-pretraining", "openai-gpt", "gpt-neo-125m"):
+        if name in ("gpt2", "bert-base-uncased-pretraining", "openai-gpt", "gpt-neo-125m", "opus-mt-en-de"):
             lines = [f"{n} {'x'.join(map(str, t.shape))}" + (f" = {tied[n]}" if n in tied else "")
                      for n, t in state.items()]
             (folder / f"{name.removesuffix('-pretraining')}.txt").write_text("\n".join(lines) + "\n")

@@ -59,6 +59,7 @@ impl Hooks for TrainHooks {
                 self.phase("training text", None)
                     .update(p.documents, &format!("documents, {} tokens", grouped(p.tokens)));
             }
+            Phase::Note(text) => self.on_message(text),
             Phase::Dev(p) => {
                 self.phase("held-out text", None)
                     .update(p.documents, &format!("documents, {} tokens", grouped(p.tokens)));

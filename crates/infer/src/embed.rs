@@ -293,7 +293,7 @@ pub fn embed_ids(
 fn pooled(model: &Model, ids: &[&[u32]], options: &EmbedOptions) -> Result<Vec<f32>> {
     let tape = Tape::inference().with_path(options.path).with_precision(options.precision);
     let input = Input::from_sequences(ids);
-    let hidden = model.hidden(&tape, &input, None, false)?.last;
+    let hidden = model.states(&tape, &input, false)?.last;
     let spans = &input.spans;
     if options.pooling == Pooling::Pooler {
         let rows = model.pooler()?.forward(&tape, &Value::constant(hidden.tensor().clone()), spans, 0.0)?;

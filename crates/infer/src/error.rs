@@ -15,6 +15,15 @@ pub enum Error {
         /// The request, from 0.
         request: usize,
     },
+    /// A model that reads one sequence and writes another does not say what the second begins with.
+    #[error(
+        "config.json: field \"decoder_start_token_id\" is missing or beyond the vocabulary, expected a token id from 0 to {}",
+        vocab_size.saturating_sub(1)
+    )]
+    NoStart {
+        /// Number of tokens of the model.
+        vocab_size: usize,
+    },
     /// A prompt that leaves no room.
     #[error(
         "prompt {request} is too long: found {found} tokens, expected at most {n_ctx} (the model's context, n_ctx)"

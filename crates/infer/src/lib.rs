@@ -7,6 +7,7 @@
 //! - [`forward`] computes a model's outputs, loss and gradients under the reference's names and padded shapes.
 
 pub mod bench;
+mod bleu;
 mod embed;
 mod engine;
 mod error;
@@ -14,6 +15,7 @@ mod forward;
 mod represent;
 mod score;
 
+pub use bleu::{Bleu, BleuOptions, bleu};
 pub use embed::{EmbedOptions, Embeddings, Pooling, embed, embed_ids, encode_lines, read_lines};
 pub use engine::{
     Batch, Beam, BeamOptions, Completion, Engine, Event, FinishReason, GenerateOptions, GenerationConfig,

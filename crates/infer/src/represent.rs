@@ -33,7 +33,8 @@ pub fn represent<T: AsRef<str>>(
     layer: Option<usize>,
     precision: Precision,
 ) -> Result<Vec<Representation>> {
-    let layers = model.spec().n_layers;
+    let spec = model.spec();
+    let layers = spec.encoder().map_or(spec.n_layers, |e| e.n_layers);
     let layer = layer.unwrap_or(layers);
     if layer > layers {
         return Err(Error::option("layer", layer, format!("from 0 (embeddings) to {layers}")));
@@ -72,7 +73,7 @@ fn find(text: &str, word: &str) -> Option<Range<usize>> {
 
 fn mean(model: &Model, ids: &[u32], rows: Range<usize>, layer: usize, precision: Precision) -> Result<Vec<f32>> {
     let tape = Tape::inference().with_precision(precision);
-    let hidden = model.hidden(&tape, &Input::from_sequences(&[ids]), None, true)?;
+    let hidden = model.states(&tape, &Input::from_sequences(&[ids]), true)?;
     let states = hidden.all.get(layer).unwrap_or(&hidden.last);
     let x = to_vec(states.tensor())?;
     let d = model.spec().d_model;

@@ -55,6 +55,9 @@ const CASES: &[(&str, &str)] = &[
     ("distilbert-masked-lm", "-left"),
     ("distilbert-base", ""),
     ("distilbert-classes", ""),
+    ("marian-seq2seq", ""),
+    ("marian-shifted", ""),
+    ("marian-base", ""),
 ];
 
 /// A computation in f32 with another order of sums is about as far from the exact result as the reference's, which
@@ -70,7 +73,7 @@ fn check(case: &str, suffix: &str, way: Way, tolerances: &Value) {
     let names: Vec<String> = expected.names().map(str::to_owned).collect();
     let options = ForwardOptions {
         grad: names.iter().any(|n| n.starts_with("grad.")),
-        hidden_states: names.iter().any(|n| n.starts_with("hidden_states.")),
+        hidden_states: names.iter().any(|n| n.contains("hidden_states.")),
         path: way,
         ..Default::default()
     };
@@ -187,4 +190,49 @@ fn one_beam_is_greedy_and_more_are_no_worse() {
     assert_eq!(four.len(), 4);
     assert!(four.windows(2).all(|w| w[0].score >= w[1].score));
     assert!(four[0].score >= beams(1)[0].score);
+}
+
+/// Greedy translations and the best of four beams, as the reference's library finds them; all sources together.
+#[test]
+fn translations() {
+    let folder = parity().join("marian-seq2seq");
+    let model = load("marian-seq2seq");
+    let cases: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("translation.json")).unwrap()).unwrap();
+    let runs = cases["runs"].as_array().unwrap();
+    let list = |v: &Value| v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect::<Vec<u32>>();
+    let max_new_tokens = cases["max_new_tokens"].as_u64().unwrap() as usize;
+    let eos = vec![cases["eos_token_id"].as_u64().unwrap() as u32];
+    let options = GenerateOptions { max_new_tokens, eos, ..Default::default() };
+    let requests: Vec<Request> =
+        runs.iter().map(|run| Request { prompt: list(&run["source"]), options: options.clone() }).collect();
+    for way in [Way::Kernels, Way::Definitions] {
+        let engine = Engine::new(&model, None).unwrap().with_path(way);
+        let greedy = engine.generate(&requests, |_, _| {}).unwrap();
+        for (run, found) in runs.iter().zip(&greedy) {
+            assert_eq!(found.ids, list(&run["greedy"]), "{way:?} {}", run["source"]);
+            assert_eq!(found.prompt_tokens, list(&run["source"]).len());
+        }
+        for length_penalty in [0.6, 1.0] {
+            let beams = genus_infer::BeamOptions { beams: 4, length_penalty };
+            let mut done = Vec::new();
+            let found = engine.beam_searches(&requests, beams, |i, _| done.push(i)).unwrap();
+            done.sort();
+            assert_eq!(done, (0..requests.len()).collect::<Vec<_>>());
+            for (i, (run, found)) in runs.iter().zip(&found).enumerate() {
+                let ids: Vec<Vec<u32>> =
+                    run[format!("beams {length_penalty:.1}")].as_array().unwrap().iter().map(list).collect();
+                assert_eq!(found.iter().map(|b| b.ids.clone()).collect::<Vec<_>>(), ids, "{way:?} source {i}");
+                let scores = run[format!("scores {length_penalty:.1}")].as_array().unwrap();
+                for (beam, score) in found.iter().zip(scores) {
+                    // The reference's are rounded to three digits.
+                    let score = score.as_f64().unwrap();
+                    assert!((beam.score - score).abs() <= 6e-3 * score.abs(), "{} {score}", beam.score);
+                }
+                // Of the definitions' products, the order of sums depends on the batch.
+                let alone = engine.beam_search(&requests[i], beams).unwrap();
+                assert!(way == Way::Definitions || alone == *found, "alone: {alone:?} {found:?}");
+            }
+        }
+    }
 }

@@ -24,7 +24,7 @@ fn a_bank_is_a_bank_only_to_models_that_do_not_look_ahead() {
     let mut both = [0, 0];
     for family in families() {
         let model = small(family);
-        let past = model.spec().attend == Attend::Past;
+        let past = model.spec().attend == Attend::Past && !model.has_encoder();
         both[usize::from(past)] += 1;
         let found = represent(&model, &tokenizer, &BANK, "bank", None, Precision::F32).unwrap();
         let (a, b) = (&found[0].vector, &found[1].vector);
@@ -43,7 +43,7 @@ fn a_bank_is_a_bank_only_to_models_that_do_not_look_ahead() {
 
 #[test]
 fn what_cannot_be_is_told() {
-    let (model, tokenizer) = (small(families()[0]), Tokenizer::bytes());
+    let (model, tokenizer) = (small(families()[1]), Tokenizer::bytes());
     let fails = |texts: &[&str], word: &str, layer| {
         represent(&model, &tokenizer, texts, word, layer, Precision::F32).unwrap_err().to_string()
     };

@@ -28,6 +28,16 @@ impl Flops {
         Flops { forward: forward + head * predicted as f64 }
     }
 
+    /// Of an encoder and the decoder's attention to it, for targets and their sources.
+    pub fn of_encoder(spec: &StackSpec, spans: &Spans, sources: &Spans) -> Self {
+        let Some(encoder) = spec.encoder() else { return Flops { forward: 0.0 } };
+        let (d, q, kv) = (spec.d_model as f64, spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
+        let maps = 4.0 * d * (q * spans.total() + kv * sources.total()) as f64;
+        let seen: usize = spans.iter().zip(sources.iter()).map(|(t, s)| t.len() * s.len()).sum();
+        let cross = spec.n_layers as f64 * (maps + 4.0 * q as f64 * seen as f64);
+        Flops { forward: Flops::of(&encoder, sources, 0, false).forward + cross }
+    }
+
     /// Forward and backward: each product has two in the backward pass; recomputation does not count.
     pub fn training(self) -> f64 {
         3.0 * self.forward

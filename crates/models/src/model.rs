@@ -10,8 +10,8 @@ use crate::{Error, Family, Flops, Labels, Result, Task};
 use candle_core::{Device, Tensor};
 use genus_checkpoint::{TensorSpec, WriteOptions, write_tensors};
 use genus_nn::{
-    Builder, Classifier, HeadTransform, Hidden, Input, LmHead, Planned, Pooler, RandomSource, SequenceCache, Source,
-    Stack, StackSpec, plan,
+    Builder, Classifier, Encoded, HeadBias, HeadTransform, Hidden, Input, LmHead, Planned, Pooler, RandomSource,
+    SequenceCache, Source, Stack, StackSpec, plan,
 };
 use genus_ops::{Activation, Param, Precision, Spans, Tape};
 use serde_json::{Map, Value};
@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 struct Parts {
     stack: Stack,
+    /// What `stack` attends to, of a model that reads one sequence and writes another.
+    encoder: Option<Stack>,
     lm_head: Option<LmHead>,
     pooler: Option<Pooler>,
     next_sentence: Option<Classifier>,
@@ -37,7 +39,12 @@ impl Parts {
         pooled: Option<Activation>,
         labels: &Labels,
     ) -> genus_nn::Result<Self> {
-        let stack = Stack::build(b, spec)?;
+        let stack = Stack::build(b, spec, None)?;
+        let tokens = stack.embeddings().tokens();
+        let encoder = match spec.encoder() {
+            Some(encoder) => Some(b.within("encoder", |b| Stack::build(b, &encoder, Some(tokens)))?),
+            None => None,
+        };
         let pooler = pooled.map(|activation| Pooler::build(b, spec, activation)).transpose()?;
         let lm_head = if task.predicts_tokens() { Some(LmHead::build(b, spec, &stack, &family.head)?) } else { None };
         let next_sentence = match task.predicts_next_sentence() {
@@ -49,7 +56,7 @@ impl Parts {
             Task::SequenceClassification => Some(Classifier::build(b, "classifier", spec, labels.names.len(), biased)?),
             _ => None,
         };
-        Ok(Parts { stack, lm_head, pooler, next_sentence, classifier })
+        Ok(Parts { stack, encoder, lm_head, pooler, next_sentence, classifier })
     }
 }
 
@@ -121,7 +128,8 @@ impl Family {
     /// # Errors
     /// As [`Family::plan`].
     pub fn count(&self, spec: &StackSpec, task: Task) -> Result<u64> {
-        Ok(self.plan(spec, task)?.iter().map(|p| p.shape.iter().map(|&n| n as u64).product::<u64>()).sum())
+        let plan = self.plan(spec, task)?;
+        Ok(plan.iter().filter(|p| p.learns).map(|p| p.shape.iter().map(|&n| n as u64).product::<u64>()).sum())
     }
 
     /// Checkpoint names and shapes of all parameters of a size.
@@ -188,8 +196,9 @@ impl Model {
     /// # Errors
     /// None for a model that was built.
     pub fn prepare(&self, precision: Precision) -> Result<()> {
-        let Parts { stack, lm_head, pooler, next_sentence, classifier } = &self.parts;
+        let Parts { stack, encoder, lm_head, pooler, next_sentence, classifier } = &self.parts;
         stack.prepare(precision)?;
+        encoder.as_ref().map_or(Ok(()), |encoder| encoder.prepare(precision))?;
         lm_head.as_ref().map_or(Ok(()), |head| head.prepare(precision))?;
         pooler.as_ref().map_or(Ok(()), |pooler| pooler.prepare(precision))?;
         Ok(next_sentence.iter().chain(classifier).try_for_each(|head| head.prepare(precision))?)
@@ -319,14 +328,23 @@ impl Model {
         &self.params
     }
 
-    /// Number of parameters.
+    /// Number of parameters; buffers do not count.
     pub fn count(&self) -> u64 {
-        self.params.iter().map(|p| p.elem_count() as u64).sum()
+        self.params.iter().filter(|p| !self.is_buffer(p)).map(|p| p.elem_count() as u64).sum()
     }
 
-    /// Arithmetic of a batch of which `predicted` rows are projected to the vocabulary.
-    pub fn flops(&self, spans: &Spans, predicted: usize) -> Flops {
+    /// Whether a parameter is a buffer: it is saved and never learns.
+    pub fn is_buffer(&self, param: &Param) -> bool {
+        self.family.head.bias == HeadBias::Fixed && param.name() == "lm_head.bias"
+    }
+
+    /// Arithmetic of a batch of which `predicted` rows are projected to the vocabulary; of a model with an encoder, `sources` are
+    /// the spans that it reads.
+    pub fn flops(&self, spans: &Spans, sources: &Spans, predicted: usize) -> Flops {
         let mut flops = Flops::of(&self.spec, spans, predicted, self.family.head.transform == HeadTransform::Dense);
+        if self.has_encoder() {
+            flops.forward += Flops::of_encoder(&self.spec, spans, sources).forward;
+        }
         if let Some(classifier) = &self.parts.classifier {
             let d = self.spec.d_model;
             let pooler = if self.family.classified == Classified::LastToken { 0 } else { d };
@@ -346,7 +364,45 @@ impl Model {
         caches: Option<&mut [SequenceCache]>,
         keep_all: bool,
     ) -> Result<Hidden> {
-        Ok(self.parts.stack.forward(tape, input, caches, keep_all)?)
+        Ok(self.parts.stack.forward(tape, input, None, caches, keep_all)?)
+    }
+
+    /// Hidden states of a batch of source sequences.
+    ///
+    /// # Errors
+    /// When the model has no encoder, or ids or positions are out of range.
+    pub fn encode(&self, tape: &Tape, source: &Input, keep_all: bool) -> Result<Hidden> {
+        let encoder = self.part(self.parts.encoder.as_ref(), "encoder")?;
+        Ok(encoder.forward(tape, source, None, None, keep_all)?)
+    }
+
+    /// Hidden states of texts: those of the encoder, where there is one.
+    ///
+    /// # Errors
+    /// When ids, positions or segments are out of range.
+    pub fn states(&self, tape: &Tape, input: &Input, keep_all: bool) -> Result<Hidden> {
+        if self.has_encoder() { self.encode(tape, input, keep_all) } else { self.hidden(tape, input, None, keep_all) }
+    }
+
+    /// Hidden states of a batch whose sequences attend to what [`Model::encode`] made, one for one.
+    ///
+    /// # Errors
+    /// As [`Model::hidden`], and when the model has no encoder or there are not as many encoded sequences.
+    pub fn decode(&self, tape: &Tape, input: &Input, encoded: &Encoded, keep_all: bool) -> Result<Hidden> {
+        Ok(self.parts.stack.forward(tape, input, Some(encoded), None, keep_all)?)
+    }
+
+    /// Keeps in new `caches`, one a sequence, what the layers read of an encoded batch.
+    ///
+    /// # Errors
+    /// When the model has no encoder, or there are not as many caches as sequences.
+    pub fn keep_encoded(&self, tape: &Tape, encoded: &Encoded, caches: &mut [SequenceCache]) -> Result<()> {
+        Ok(self.parts.stack.keep_encoded(tape, encoded, caches)?)
+    }
+
+    /// Whether the model reads one sequence and writes another.
+    pub fn has_encoder(&self) -> bool {
+        self.parts.encoder.is_some()
     }
 
     /// The hidden states after the last token of those sequences that are `wanted`, one row each; appends to `caches` (one a

@@ -1,9 +1,9 @@
 //! The members of the family, their tree and their published sizes.
 
-use crate::{Error, Result, Task, bert, distilbert, gpt, gpt_neo, gpt2, gpt3, roberta};
+use crate::{Error, Result, Task, bert, distilbert, gpt, gpt_neo, gpt2, gpt3, roberta, transformer};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
-use genus_nn::{HeadSpec, StackSpec};
+use genus_nn::{Encoder, HeadSpec, StackSpec};
 use genus_ops::Activation;
 use serde_json::{Map, Value};
 
@@ -89,12 +89,13 @@ pub struct Lineage {
 
 /// Forebears that members name as ancestors.
 pub fn lineage() -> &'static [Lineage] {
-    &[Lineage { name: "transformer", ancestor: None, paper: "Vaswani et al. 2017, arXiv 1706.03762" }]
+    &[Lineage { name: "attentive rnn", ancestor: None, paper: "Bahdanau et al. 2014, arXiv 1409.0473" }]
 }
 
 /// All members.
 pub fn families() -> &'static [&'static Family] {
-    static ALL: [&Family; 7] = [
+    static ALL: [&Family; 8] = [
+        &transformer::TRANSFORMER,
         &gpt::GPT,
         &bert::BERT,
         &gpt2::GPT2,
@@ -116,12 +117,13 @@ pub fn presets() -> impl Iterator<Item = (&'static Family, &'static Preset)> {
     families().iter().flat_map(|f| f.presets.iter().map(move |p| (*f, p)))
 }
 
-/// The preset of that name.
+/// The preset of that name; a member's name stands for its first.
 ///
 /// # Errors
 /// When there is none; the error names the one most like it.
 pub fn find_preset(name: &str) -> Result<(&'static Family, &'static Preset)> {
-    presets().find(|(_, p)| p.name == name).ok_or_else(|| Error::Preset {
+    let first = || families().iter().find(|f| f.name == name).map(|f| (*f, &f.presets[0]));
+    presets().find(|(_, p)| p.name == name).or_else(first).ok_or_else(|| Error::Preset {
         name: name.to_owned(),
         nearest: genus_checkpoint::names::nearest_names(name, presets().map(|(_, p)| p.name), 1).pop(),
     })
@@ -176,6 +178,13 @@ impl Dimensions {
             spec.d_ff = ratio.saturating_mul(spec.d_model);
         }
         set(&mut spec.d_ff, self.d_ff);
+        if let Encoder::Layers { n_layers, n_heads, d_ff } = &mut spec.encoder {
+            set(n_layers, self.n_layers);
+            set(n_heads, self.n_heads);
+            if self.d_model.is_some() || self.d_ff.is_some() {
+                *d_ff = spec.d_ff;
+            }
+        }
         spec.check()?;
         Ok(spec)
     }

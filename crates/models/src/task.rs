@@ -11,6 +11,8 @@ pub enum Task {
     Base,
     /// The next token.
     CausalLm,
+    /// The next token of a sequence, given another (translation).
+    Seq2SeqLm,
     /// Masked tokens.
     MaskedLm,
     /// Whether one segment follows another.
@@ -23,9 +25,10 @@ pub enum Task {
 
 impl Task {
     /// All tasks.
-    pub const ALL: [Task; 6] = [
+    pub const ALL: [Task; 7] = [
         Task::Base,
         Task::CausalLm,
+        Task::Seq2SeqLm,
         Task::MaskedLm,
         Task::NextSentence,
         Task::Pretraining,
@@ -37,6 +40,7 @@ impl Task {
         match self {
             Task::Base => "base",
             Task::CausalLm => "causal-lm",
+            Task::Seq2SeqLm => "seq2seq-lm",
             Task::MaskedLm => "masked-lm",
             Task::NextSentence => "next-sentence",
             Task::Pretraining => "pretraining",
@@ -46,7 +50,7 @@ impl Task {
 
     /// Whether the task predicts tokens.
     pub fn predicts_tokens(self) -> bool {
-        matches!(self, Task::CausalLm | Task::MaskedLm | Task::Pretraining)
+        matches!(self, Task::CausalLm | Task::Seq2SeqLm | Task::MaskedLm | Task::Pretraining)
     }
 
     /// Whether the task classifies pairs of segments.

@@ -37,12 +37,42 @@ pub trait Source {
 pub struct Builder<'a> {
     source: &'a mut dyn Source,
     params: Vec<Param>,
+    /// What precedes the names of parameters.
+    scope: String,
 }
 
 impl<'a> Builder<'a> {
     /// A builder that reads from `source`.
     pub fn new(source: &'a mut dyn Source) -> Self {
-        Builder { source, params: Vec::new() }
+        Builder { source, params: Vec::new(), scope: String::new() }
+    }
+
+    /// Lets `build` make parameters whose names begin with `scope` and a dot.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn within<R>(&mut self, scope: &str, build: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        let outer = self.scope.clone();
+        self.scope.push_str(scope);
+        self.scope.push('.');
+        let result = build(self);
+        self.scope = outer;
+        result
+    }
+
+    fn scoped(&self, name: impl Into<String>) -> String {
+        let name: String = name.into();
+        if self.scope.is_empty() { name } else { format!("{}{name}", self.scope) }
+    }
+
+    /// A tensor that checkpoints hold and that does not learn.
+    ///
+    /// # Errors
+    /// As [`Builder::param`].
+    pub fn buffer(&mut self, name: impl Into<String>, shape: &[usize]) -> Result<Param> {
+        let param = self.param(name, shape, Init::Zeros)?;
+        param.set_trainable(false);
+        Ok(param)
     }
 
     /// A new parameter.
@@ -50,7 +80,11 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// When the source cannot give it.
     pub fn param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Result<Param> {
-        let name = name.into();
+        let name = self.scoped(name);
+        self.named(name, shape, init)
+    }
+
+    fn named(&mut self, name: String, shape: &[usize], init: Init) -> Result<Param> {
         let tensor = self.source.get(&name, shape, init)?;
         if tensor.dims() != shape {
             let reason = format!("found shape {:?}, expected {shape:?}", tensor.dims());
@@ -78,8 +112,9 @@ impl<'a> Builder<'a> {
     }
 
     fn product(&mut self, name: String, shape: &[usize], layout: Layout, init: Init, table: bool) -> Result<Param> {
+        let name = self.scoped(name);
         let prepared = self.source.prepared(&name, shape, layout, table)?;
-        let Some(weight) = prepared else { return self.param(name, shape, init) };
+        let Some(weight) = prepared else { return self.named(name, shape, init) };
         if weight.dims() != shape {
             let reason = format!("found shape {:?}, expected {shape:?}", weight.dims());
             return Err(Error::Parameter { name, reason });
@@ -154,6 +189,8 @@ pub struct Planned {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
+    /// Whether it learns; buffers do not.
+    pub learns: bool,
 }
 
 /// The parameters that `build` would make, without memory for them: a model of any size can be planned.
@@ -161,17 +198,18 @@ pub struct Planned {
 /// # Errors
 /// Those of `build`.
 pub fn plan(build: impl FnOnce(&mut Builder<'_>) -> Result<()>) -> Result<Vec<Planned>> {
-    struct Plan(Vec<Planned>);
+    struct Plan;
     impl Source for Plan {
-        fn get(&mut self, name: &str, shape: &[usize], _: Init) -> Result<Tensor> {
-            self.0.push(Planned { name: name.to_owned(), shape: shape.to_vec() });
+        fn get(&mut self, _: &str, shape: &[usize], _: Init) -> Result<Tensor> {
             // One element seen through the shape.
             Ok(Tensor::zeros(1, DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
         }
     }
-    let mut source = Plan(Vec::new());
-    build(&mut Builder::new(&mut source))?;
-    Ok(source.0)
+    let mut source = Plan;
+    let mut b = Builder::new(&mut source);
+    build(&mut b)?;
+    let planned = |p: Param| Planned { name: p.name().to_owned(), shape: p.dims(), learns: p.trainable() };
+    Ok(b.finish().into_iter().map(planned).collect())
 }
 
 #[cfg(test)]

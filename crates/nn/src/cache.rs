@@ -17,6 +17,9 @@ struct LayerCache {
 pub struct SequenceCache {
     layers: Vec<LayerCache>,
     len: usize,
+    /// Of a stack that attends to an encoder: each layer's keys and values of the encoded sequence. They never change, so that
+    /// copies share them.
+    encoded: Vec<(Tensor, Tensor)>,
 }
 
 /// Rows of a new buffer.
@@ -53,7 +56,17 @@ impl SequenceCache {
             .iter()
             .map(|l| Ok(LayerCache { keys: l.keys.copy()?, values: l.values.copy()?, len: l.len }))
             .collect::<Result<_>>()?;
-        Ok(SequenceCache { layers, len: self.len })
+        Ok(SequenceCache { layers, len: self.len, encoded: self.encoded.clone() })
+    }
+
+    /// Keeps the next layer's keys and values of the encoded sequence.
+    pub(crate) fn keep_encoded(&mut self, keys: Tensor, values: Tensor) {
+        self.encoded.push((keys, values));
+    }
+
+    /// A layer's keys and values of the encoded sequence.
+    pub(crate) fn encoded(&self, layer: usize) -> Option<&(Tensor, Tensor)> {
+        self.encoded.get(layer)
     }
 
     /// Forgets all tokens from `len` on.
@@ -66,7 +79,9 @@ impl SequenceCache {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|l| 2 * l.keys.elem_count() * l.keys.dtype().size_in_bytes()).sum()
+        let of = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
+        let own: usize = self.layers.iter().map(|l| of(&l.keys) + of(&l.values)).sum();
+        own + self.encoded.iter().map(|(k, v)| of(k) + of(v)).sum::<usize>()
     }
 
     /// Appends rows `from..from + n` of `keys` and `values` (`[_, width]`) to layer `layer` and returns all of its keys and

@@ -1,8 +1,10 @@
 //! From token ids to vectors.
 
 use crate::layer::NormParams;
-use crate::{Builder, EmbeddingNorm, Error, Init, Positions, Result, Segments, SequenceCache, StackSpec, Tying};
-use genus_ops::{Param, Spans, Tape, Value, dropout, embedding, residual_norm};
+use crate::{
+    Builder, EmbeddingNorm, EmbeddingScale, Error, Init, Positions, Result, Segments, SequenceCache, StackSpec, Tying,
+};
+use genus_ops::{Device, Param, Spans, Tape, Tensor, Value, dropout, embedding, residual_norm};
 
 /// A ragged batch of token ids.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +41,7 @@ impl Input {
 #[derive(Debug)]
 pub struct Embeddings {
     tokens: Param,
+    scale: f64,
     positions: Option<Param>,
     types: Option<Param>,
     norm: Option<NormParams>,
@@ -49,18 +52,25 @@ pub struct Embeddings {
 }
 
 impl Embeddings {
-    pub(crate) fn build(b: &mut Builder<'_>, spec: &StackSpec) -> Result<Self> {
+    /// With `shared`, that is the token table.
+    pub(crate) fn build(b: &mut Builder<'_>, spec: &StackSpec, shared: Option<&Param>) -> Result<Self> {
         let d = spec.d_model;
         let (shape, init) = ([spec.vocab_size, d], Init::Normal(spec.init.std));
-        let tokens = match spec.tying {
+        let tokens = match (shared, spec.tying) {
+            (Some(table), _) => table.clone(),
             // Also the weight of the output projection, where there is one.
-            Tying::Tied => b.shared_table("embeddings.tokens", &shape, init)?,
-            Tying::Untied => b.param("embeddings.tokens", &shape, init)?,
+            (None, Tying::Tied) => b.shared_table("embeddings.tokens", &shape, init)?,
+            (None, Tying::Untied) => b.param("embeddings.tokens", &shape, init)?,
         };
         let positions = match spec.positions {
             Positions::Learned { offset } => {
                 let init = Init::Normal(spec.init.position_std);
                 Some(b.param("embeddings.positions", &[spec.n_ctx + offset, d], init)?)
+            }
+            Positions::Sinusoidal => {
+                let table = Param::new("sinusoids", sinusoids(spec.n_ctx, d)?);
+                table.set_trainable(false);
+                Some(table)
             }
         };
         let types = match spec.segments {
@@ -73,6 +83,10 @@ impl Embeddings {
         };
         Ok(Embeddings {
             tokens,
+            scale: match spec.embedding_scale {
+                EmbeddingScale::One => 1.0,
+                EmbeddingScale::Root => (d as f64).sqrt(),
+            },
             positions,
             types,
             norm,
@@ -118,6 +132,13 @@ impl Embeddings {
                 let position = positions[i] as usize - self.first;
                 return Err(Error::Context { sequence: input.sequence(i), position, n_ctx: self.n_ctx });
             }
+            // What is not among the model's parameters follows them here.
+            if !self.tokens.is_prepared() {
+                let (t, like) = (table.tensor(), values[0].tensor());
+                if t.dtype() != like.dtype() || !t.device().same_device(like.device()) {
+                    table.set(t.to_device(like.device())?.to_dtype(like.dtype())?)?;
+                }
+            }
             values.push(tape.param(table));
             ids.push(positions);
         }
@@ -145,14 +166,22 @@ impl Embeddings {
         }
         let parts: Vec<(&Value, &[u32])> = values.iter().zip(&ids).map(|(v, i)| (v, i.as_ref())).collect();
         match &self.norm {
-            None => Ok(embedding(tape, &parts, self.dropout)?),
+            None => Ok(embedding(tape, &parts, self.scale, self.dropout)?),
             Some(norm) => {
-                let sum = embedding(tape, &parts, 0.0)?;
+                let sum = embedding(tape, &parts, self.scale, 0.0)?;
                 let [_, y] = norm.with(tape, |norm| residual_norm(tape, &sum, None, norm))?;
                 Ok(dropout(tape, &y, self.dropout)?)
             }
         }
     }
+}
+
+/// Rows of `sin(p / 10000^(2 i / d))` for `i` up to half the width, then as many cosines (Vaswani et al. 2017, section 3.5).
+fn sinusoids(n_ctx: usize, d: usize) -> Result<Tensor> {
+    let half = d.div_ceil(2);
+    let angle = |p: usize, i: usize| p as f64 / 10_000f64.powf(2.0 * i as f64 / d as f64);
+    let row = |p: usize| (0..d).map(move |j| if j < half { angle(p, j).sin() } else { angle(p, j - half).cos() });
+    Ok(Tensor::from_vec((0..n_ctx).flat_map(row).map(|x: f64| x as f32).collect::<Vec<_>>(), (n_ctx, d), &Device::Cpu)?)
 }
 
 fn check_length(what: &'static str, found: usize, expected: usize) -> Result<()> {

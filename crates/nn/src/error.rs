@@ -46,6 +46,12 @@ pub enum Error {
         /// The length that fits.
         expected: usize,
     },
+    /// A stack that attends to an encoder was run without what the encoder made.
+    #[error("the model attends to an encoded sequence, and none was given")]
+    NotEncoded,
+    /// A stack that attends to no encoder was given an encoded sequence.
+    #[error("an encoded sequence was given to a model that attends to none")]
+    Encoded,
     /// A dimension of the specification cannot be.
     #[error("{field} is {found}, expected {expected}")]
     Spec {

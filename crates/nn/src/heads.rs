@@ -33,6 +33,8 @@ pub enum HeadBias {
     None,
     /// One value a token (BERT).
     PerToken,
+    /// One value a token that does not learn (Marian's `final_logits_bias`); `[1, v]` in checkpoints.
+    Fixed,
 }
 
 /// Predicts tokens from hidden states.
@@ -68,6 +70,7 @@ impl LmHead {
         let bias = match head.bias {
             HeadBias::None => None,
             HeadBias::PerToken => Some(b.param("lm_head.bias", &[spec.vocab_size], Init::Zeros)?),
+            HeadBias::Fixed => Some(b.buffer("lm_head.bias", &[1, spec.vocab_size])?),
         };
         Ok(LmHead { transform, weight, tying: spec.tying, bias })
     }
@@ -97,13 +100,19 @@ impl LmHead {
         }
     }
 
+    fn bias(&self, tape: &Tape) -> Result<Option<Value>> {
+        match &self.bias {
+            Some(b) if b.dims().len() == 2 => Ok(Some(Value::constant(b.tensor().flatten_all()?))),
+            other => Ok(other.as_ref().map(|b| tape.param(b))),
+        }
+    }
+
     /// Logits `[n, v]` of hidden states `[n, d]`.
     ///
     /// # Errors
     /// When shapes do not fit.
     pub fn logits(&self, tape: &Tape, x: &Value) -> Result<Value> {
-        let x = self.transformed(tape, x)?;
-        let bias = self.bias.as_ref().map(|b| tape.param(b));
+        let (x, bias) = (self.transformed(tape, x)?, self.bias(tape)?);
         let weight = tape.param(&self.weight);
         Ok(within(Operation::Vocabulary, || {
             linear(tape, &x, &weight, bias.as_ref(), Layout::OutIn, Activation::Identity)
@@ -115,8 +124,7 @@ impl LmHead {
     /// # Errors
     /// When shapes do not fit or a target is beyond the vocabulary.
     pub fn loss(&self, tape: &Tape, x: &Value, targets: &[i32], scale: f64, smoothing: f64) -> Result<Value> {
-        let x = self.transformed(tape, x)?;
-        let bias = self.bias.as_ref().map(|b| tape.param(b));
+        let (x, bias) = (self.transformed(tape, x)?, self.bias(tape)?);
         let weight = tape.param(&self.weight);
         let p = Projection { weight: &weight, bias: bias.as_ref(), layout: Layout::OutIn, smoothing, scale };
         Ok(cross_entropy(tape, &x, &p, targets)?)

@@ -1,8 +1,9 @@
 //! One layer: attention and a position-wise network, each with its residual connection and norm.
 
+use crate::cross::{Cross, Reading};
 use crate::{
-    Attend, AttentionBias, Builder, Error, FeedForward, Init, NormKind, Placement, Projections, ResidualInit, Result,
-    SequenceCache, StackSpec,
+    Attend, AttentionBias, Builder, Encoded, Encoder, Error, FeedForward, Init, NormKind, Placement, Projections,
+    ResidualInit, Result, SequenceCache, StackSpec,
 };
 use genus_ops::{
     Activation, AttentionSpec, Branch, Dense, Gated, Layout, Norm, Param, Precision, Qkv, Spans, Tape, Value,
@@ -91,13 +92,7 @@ impl Attention {
     fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec, layer: usize) -> Result<Self> {
         let (d, q, kv) = (spec.d_model, spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
         let std = spec.init.std;
-        let mut map = |part: &str, d_in, d_out, std| {
-            let build = match spec.attention_bias {
-                AttentionBias::Output if part != "out" => Affine::linear,
-                AttentionBias::Output | AttentionBias::All => Affine::build,
-            };
-            build(b, &format!("{name}.{part}"), d_in, d_out, spec.layout, std)
-        };
+        let mut map = |part: &str, d_in, d_out, std| projection(b, name, part, spec, [d_in, d_out], std);
         let qkv = match spec.projections {
             Projections::Packed => Projection::Packed(map("qkv", d, q + 2 * kv, std)?),
             Projections::Separate => {
@@ -169,7 +164,24 @@ impl Attention {
     }
 }
 
-fn residual_std(spec: &StackSpec) -> f64 {
+/// One of an attention's maps.
+pub(crate) fn projection(
+    b: &mut Builder<'_>,
+    name: &str,
+    part: &str,
+    spec: &StackSpec,
+    [d_in, d_out]: [usize; 2],
+    std: f64,
+) -> Result<Affine> {
+    let build = match spec.attention_bias {
+        AttentionBias::Output if part != "out" => Affine::linear,
+        AttentionBias::Output | AttentionBias::All => Affine::build,
+    };
+    build(b, &format!("{name}.{part}"), d_in, d_out, spec.layout, std)
+}
+
+/// The standard deviation of a projection into the residual stream.
+pub(crate) fn residual_std(spec: &StackSpec) -> f64 {
     match spec.init.residual {
         ResidualInit::Plain => spec.init.std,
         ResidualInit::ByDepth => spec.init.std / (2.0 * spec.n_layers as f64).sqrt(),
@@ -246,7 +258,7 @@ pub(crate) type Cached<'a> = Option<(&'a mut [SequenceCache], Option<&'a Ends>)>
 pub(crate) struct Ends {
     rows: Vec<u32>,
     /// One token in a sequence that counts, none in one that does not.
-    spans: Spans,
+    pub(crate) spans: Spans,
 }
 
 impl Ends {
@@ -276,6 +288,7 @@ pub(crate) struct Stream {
 pub struct Layer {
     attention: Attention,
     attention_norm: NormParams,
+    cross: Option<Cross>,
     network: Network,
     network_norm: NormParams,
     placement: Placement,
@@ -289,6 +302,10 @@ impl Layer {
         Ok(Layer {
             attention: Attention::build(b, &name("attention"), spec, index)?,
             attention_norm: NormParams::build(b, &name("attention_norm"), spec)?,
+            cross: match spec.encoder {
+                Encoder::None => None,
+                Encoder::Layers { .. } => Some(Cross::build(b, &name("cross_attention"), spec)?),
+            },
             network: Network::build(b, &name("feed_forward"), spec)?,
             network_norm: NormParams::build(b, &name("feed_forward_norm"), spec)?,
             placement: spec.placement,
@@ -300,6 +317,9 @@ impl Layer {
     /// Packs the weights for inference.
     pub(crate) fn prepare(&self, precision: Precision) -> Result<()> {
         self.attention.prepare(precision)?;
+        if let Some(cross) = &self.cross {
+            cross.prepare(precision)?;
+        }
         match &self.network {
             Network::Dense { up, down, layout, .. } => {
                 up.prepare(*layout, precision)?;
@@ -316,35 +336,62 @@ impl Layer {
         norm.with(tape, |norm| residual_norm(tape, &s.x, branch, norm))
     }
 
+    /// Keeps this layer's keys and values of an encoded batch, each sequence's in its cache.
+    pub(crate) fn keep_encoded(&self, tape: &Tape, encoded: &Encoded, caches: &mut [SequenceCache]) -> Result<()> {
+        self.cross.as_ref().map_or(Ok(()), |cross| cross.keep(tape, encoded, caches))
+    }
+
     /// Runs the layer. In pre-norm stacks `before` receives the layer's input (the residual stream) once it is known. Where only
-    /// ends are wanted, the stream goes on with their rows alone.
+    /// ends are wanted, the stream goes on with their rows alone. `encoded` is what a layer that attends to an encoder reads where
+    /// there are no caches that have kept it.
     pub(crate) fn forward(
         &self,
         tape: &Tape,
         s: Stream,
         spans: &Spans,
-        cached: Cached<'_>,
+        encoded: Option<&Encoded>,
+        mut cached: Cached<'_>,
         before: &mut dyn FnMut(&Value),
     ) -> Result<Stream> {
         let ends = cached.as_ref().and_then(|c| c.1);
         let narrowed = |x: Value| ends.map_or(Ok(x.clone()), |ends| ends.of(tape, &x));
+        let own = |cached: &mut Cached<'_>, x: &Value| {
+            let cached = cached.as_mut().map(|(caches, ends)| (&mut **caches, *ends));
+            self.attention.forward(tape, x, spans, self.index, cached)
+        };
+        let dropout = self.dropout;
+        // The attention to the encoder's sequence, of the rows that go on.
+        let read = |cross: &Cross, cached: &Cached<'_>, x: &Value| {
+            let from = match cached {
+                Some((caches, _)) => Reading::Kept(caches),
+                None => Reading::States(encoded.ok_or(Error::NotEncoded)?),
+            };
+            cross.forward(tape, x, ends.map_or(spans, |e| &e.spans), self.index, &from)
+        };
         match self.placement {
             Placement::Pre => {
-                let [x, y] = Self::join(tape, &s, &self.attention_norm, self.dropout)?;
+                let [x, y] = Self::join(tape, &s, &self.attention_norm, dropout)?;
                 before(&x);
-                let a = self.attention.forward(tape, &y, spans, self.index, cached)?;
-                let x = narrowed(x)?;
-                let [x, y] = Self::join(tape, &Stream { x, branch: Some(a) }, &self.network_norm, self.dropout)?;
-                let f = self.network.forward(tape, &y)?;
-                Ok(Stream { x, branch: Some(f) })
+                let a = own(&mut cached, &y)?;
+                let mut s = Stream { x: narrowed(x)?, branch: Some(a) };
+                if let Some(cross) = &self.cross {
+                    let [x, y] = Self::join(tape, &s, &cross.norm, dropout)?;
+                    s = Stream { x, branch: Some(read(cross, &cached, &y)?) };
+                }
+                let [x, y] = Self::join(tape, &s, &self.network_norm, dropout)?;
+                Ok(Stream { x, branch: Some(self.network.forward(tape, &y)?) })
             }
             Placement::Post => {
                 before(&s.x);
-                let a = self.attention.forward(tape, &s.x, spans, self.index, cached)?;
-                let x = narrowed(s.x)?;
-                let [_, x] = Self::join(tape, &Stream { x, branch: Some(a) }, &self.attention_norm, self.dropout)?;
-                let f = self.network.forward(tape, &x)?;
-                let [_, x] = Self::join(tape, &Stream { x, branch: Some(f) }, &self.network_norm, self.dropout)?;
+                let a = own(&mut cached, &s.x)?;
+                let s = Stream { x: narrowed(s.x)?, branch: Some(a) };
+                let [_, mut x] = Self::join(tape, &s, &self.attention_norm, dropout)?;
+                if let Some(cross) = &self.cross {
+                    let branch = Some(read(cross, &cached, &x)?);
+                    [_, x] = Self::join(tape, &Stream { x, branch }, &cross.norm, dropout)?;
+                }
+                let branch = Some(self.network.forward(tape, &x)?);
+                let [_, x] = Self::join(tape, &Stream { x, branch }, &self.network_norm, dropout)?;
                 Ok(Stream { x, branch: None })
             }
         }
@@ -354,16 +401,26 @@ impl Layer {
 impl Layer {
     /// As [`Layer::forward`] without a cache, but forgotten until the backward pass runs it again. A pending branch is added
     /// before, so that a single matrix is held for each layer; the sum has the bits that it has inside the norm.
-    pub(crate) fn recomputed(layer: &Arc<Self>, tape: &Tape, s: Stream, spans: &Spans) -> Result<Stream> {
+    pub(crate) fn recomputed(
+        layer: &Arc<Self>,
+        tape: &Tape,
+        s: Stream,
+        spans: &Spans,
+        encoded: Option<&Encoded>,
+    ) -> Result<Stream> {
         let x = match &s.branch {
             Some(value) => residual(tape, &s.x, Branch { value, dropout: layer.dropout })?,
             None => s.x.clone(),
         };
         drop(s);
         let (layer, spans) = (Arc::clone(layer), spans.clone());
-        let outputs = tape.recompute(&[&x], move |tape, inputs| {
+        let mut inputs = vec![&x];
+        inputs.extend(encoded.map(|e| &e.states));
+        let encoded_spans = encoded.map(|e| e.spans.clone());
+        let outputs = tape.recompute(&inputs, move |tape, inputs| {
             let s = Stream { x: inputs[0].clone(), branch: None };
-            let s = layer.forward(tape, s, &spans, None, &mut |_| {})?;
+            let encoded = encoded_spans.as_ref().map(|s| Encoded { states: inputs[1].clone(), spans: s.clone() });
+            let s = layer.forward(tape, s, &spans, encoded.as_ref(), None, &mut |_| {})?;
             Ok::<_, Error>(std::iter::once(s.x).chain(s.branch).collect())
         })?;
         let mut outputs = outputs.into_iter();

@@ -7,6 +7,7 @@
 
 mod build;
 mod cache;
+mod cross;
 mod embeddings;
 mod error;
 mod heads;
@@ -16,13 +17,14 @@ mod stack;
 
 pub use build::{Builder, Init, Planned, RandomSource, Source, plan};
 pub use cache::SequenceCache;
+pub use cross::Encoded;
 pub use embeddings::{Embeddings, Input};
 pub use error::{Error, Result};
 pub use genus_ops as ops;
 pub use heads::{ClassTargets, Classifier, HeadBias, HeadSpec, HeadTransform, LmHead, Pooler};
 pub use layer::Layer;
 pub use spec::{
-    Attend, AttentionBias, Bands, Dropout, EmbeddingNorm, FeedForward, FinalNorm, InitScheme, NormKind, Placement,
-    Positions, Projections, ResidualInit, ScoreScale, Segments, StackSpec, Tying,
+    Attend, AttentionBias, Bands, Dropout, EmbeddingNorm, EmbeddingScale, Encoder, FeedForward, FinalNorm, InitScheme,
+    NormKind, Placement, Positions, Projections, ResidualInit, ScoreScale, Segments, StackSpec, Tying,
 };
 pub use stack::{Hidden, Stack};

@@ -12,6 +12,9 @@ pub enum Positions {
         /// The row of the first token.
         offset: usize,
     },
+    /// Fixed sines and cosines of wavelengths from 2 pi to 10,000 times that, added to the token's (Vaswani et al. 2017, section
+    /// 3.5); the sines first, then the cosines, as in the authors' code.
+    Sinusoidal,
 }
 
 impl Positions {
@@ -22,8 +25,18 @@ impl Positions {
     pub fn offset(self) -> usize {
         match self {
             Positions::Learned { offset } => offset,
+            Positions::Sinusoidal => 0,
         }
     }
+}
+
+/// What token vectors are multiplied by before positions are added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmbeddingScale {
+    /// Nothing.
+    One,
+    /// `sqrt(d_model)` (Vaswani et al. 2017, section 3.4).
+    Root,
 }
 
 /// How a token's segment enters.
@@ -79,6 +92,23 @@ pub enum Attend {
     All,
     /// Every token to itself and those before it: a decoder.
     Past,
+}
+
+/// Another stack that reads a sequence first, for this one's layers to attend to (Vaswani et al. 2017, section 3.1). Width,
+/// token table and all that is not said here are this stack's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoder {
+    /// None.
+    None,
+    /// One whose tokens see all of its sequence.
+    Layers {
+        /// Number of layers.
+        n_layers: usize,
+        /// Number of heads.
+        n_heads: usize,
+        /// Width inside the feed-forward network.
+        d_ff: usize,
+    },
 }
 
 /// Layers whose attention is local.
@@ -209,6 +239,8 @@ pub struct StackSpec {
     pub n_ctx: usize,
     /// Positions.
     pub positions: Positions,
+    /// The scale of token vectors.
+    pub embedding_scale: EmbeddingScale,
     /// Segments.
     pub segments: Segments,
     /// Norm over the embeddings.
@@ -221,6 +253,8 @@ pub struct StackSpec {
     pub final_norm: FinalNorm,
     /// Who attends to whom.
     pub attend: Attend,
+    /// The sequence that layers attend to besides.
+    pub encoder: Encoder,
     /// Layers that see less than that.
     pub bands: Bands,
     /// The scale of scores.
@@ -263,6 +297,27 @@ impl StackSpec {
         }
     }
 
+    /// The encoder as a stack of its own.
+    pub fn encoder(&self) -> Option<StackSpec> {
+        let Encoder::Layers { n_layers, n_heads, d_ff } = self.encoder else { return None };
+        Some(StackSpec {
+            n_layers,
+            n_heads,
+            n_kv_heads: n_heads,
+            d_head: self.d_model.checked_div(n_heads).unwrap_or(0),
+            d_ff,
+            attend: Attend::All,
+            encoder: Encoder::None,
+            bands: Bands::None,
+            ..self.clone()
+        })
+    }
+
+    /// The layers' attention to the encoder's sequence.
+    pub fn cross_attention(&self) -> AttentionSpec {
+        AttentionSpec { mask: Mask::Full, ..self.attention(0) }
+    }
+
     /// Checks that the dimensions can be.
     ///
     /// # Errors
@@ -293,6 +348,19 @@ impl StackSpec {
                 found: self.n_kv_heads.to_string(),
                 expected: format!("a divisor of n_heads = {}", self.n_heads),
             });
+        }
+        if let Encoder::Layers { n_layers, n_heads, d_ff } = self.encoder {
+            let heads = n_heads > 0 && self.d_model.is_multiple_of(n_heads);
+            if n_layers == 0 || d_ff == 0 || !heads || self.attend == Attend::All {
+                return Err(Error::Spec {
+                    field: "encoder",
+                    found: format!("{:?} with attend = {:?}", self.encoder, self.attend),
+                    expected: format!(
+                        "layers, a width and a number of heads that divides d_model = {}, before tokens that see the past",
+                        self.d_model
+                    ),
+                });
+            }
         }
         if let Bands::Local { window, pattern } = &self.bands
             && (*window == 0 || pattern.is_empty() || self.attend == Attend::All)

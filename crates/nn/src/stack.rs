@@ -1,8 +1,10 @@
 //! Embeddings and layers, from token ids to hidden states.
 
 use crate::layer::{Ends, NormParams, Stream, check_cache};
-use crate::{Builder, Embeddings, FinalNorm, Input, Layer, Placement, Result, SequenceCache, StackSpec};
-use genus_ops::{Branch, Precision, Tape, Value, residual};
+use crate::{
+    Builder, Embeddings, Encoded, Encoder, Error, FinalNorm, Input, Layer, Placement, Result, SequenceCache, StackSpec,
+};
+use genus_ops::{Branch, Param, Precision, Tape, Value, residual};
 use std::sync::Arc;
 
 /// The hidden states of a batch.
@@ -23,13 +25,13 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Builds the stack's parameters.
+    /// Builds the stack's parameters; with `tokens`, that is its token table.
     ///
     /// # Errors
     /// When the specification cannot be or a parameter cannot be had.
-    pub fn build(b: &mut Builder<'_>, spec: &StackSpec) -> Result<Self> {
+    pub fn build(b: &mut Builder<'_>, spec: &StackSpec, tokens: Option<&Param>) -> Result<Self> {
         spec.check()?;
-        let embeddings = Embeddings::build(b, spec)?;
+        let embeddings = Embeddings::build(b, spec, tokens)?;
         let layers = (0..spec.n_layers).map(|i| Layer::build(b, spec, i).map(Arc::new)).collect::<Result<_>>()?;
         let final_norm = match spec.final_norm {
             FinalNorm::None => None,
@@ -56,7 +58,28 @@ impl Stack {
         self.layers.iter().try_for_each(|l| l.prepare(precision))
     }
 
-    /// Runs the stack over a batch, appending to `caches` (one a sequence) if given. On a tape that recomputes, each layer is run
+    /// Keeps in `caches` (one a sequence, new) what the layers read of an encoded batch, so that it is computed once.
+    ///
+    /// # Errors
+    /// When the stack attends to no encoder, or there are not as many sequences as caches.
+    pub fn keep_encoded(&self, tape: &Tape, encoded: &Encoded, caches: &mut [SequenceCache]) -> Result<()> {
+        self.check_encoded(Some(encoded), caches.len())?;
+        self.layers.iter().try_for_each(|l| l.keep_encoded(tape, encoded, caches))
+    }
+
+    fn check_encoded(&self, encoded: Option<&Encoded>, sequences: usize) -> Result<()> {
+        match (self.spec.encoder, encoded) {
+            (Encoder::None, Some(_)) => Err(Error::Encoded),
+            (Encoder::Layers { .. }, None) => Err(Error::NotEncoded),
+            (_, Some(e)) if e.spans.len() != sequences => {
+                Err(Error::Length { what: "number of encoded sequences", found: e.spans.len(), expected: sequences })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs the stack over a batch, appending to `caches` (one a sequence) if given. A stack that attends to an encoder reads
+    /// `encoded` (one sequence for each of the batch's), or what [`Stack::keep_encoded`] left in the caches. On a tape that recomputes, each layer is run
     /// again in the backward pass, and between the two passes only what flows from layer to layer is held.
     ///
     /// # Errors
@@ -65,10 +88,11 @@ impl Stack {
         &self,
         tape: &Tape,
         input: &Input,
+        encoded: Option<&Encoded>,
         caches: Option<&mut [SequenceCache]>,
         keep_all: bool,
     ) -> Result<Hidden> {
-        self.run(tape, input, caches, keep_all, None)
+        self.run(tape, input, encoded, caches, keep_all, None)
     }
 
     /// The hidden states after the last token of those sequences that are `wanted` (one row each, in order), as
@@ -86,21 +110,25 @@ impl Stack {
         let ends = Ends::new(&input.spans, wanted);
         // In decoding every token is an end.
         if self.layers.is_empty() || input.spans.iter().zip(wanted).all(|(r, w)| r.len() == usize::from(*w)) {
-            let all = self.run(tape, input, Some(caches), false, None)?.last;
+            let all = self.run(tape, input, None, Some(caches), false, None)?.last;
             return if self.layers.is_empty() { ends.of(tape, &all) } else { Ok(all) };
         }
-        Ok(self.run(tape, input, Some(caches), false, Some(&ends))?.last)
+        Ok(self.run(tape, input, None, Some(caches), false, Some(&ends))?.last)
     }
 
     fn run(
         &self,
         tape: &Tape,
         input: &Input,
+        encoded: Option<&Encoded>,
         mut caches: Option<&mut [SequenceCache]>,
         keep_all: bool,
         ends: Option<&Ends>,
     ) -> Result<Hidden> {
         check_cache(&self.spec, &input.spans, caches.as_deref())?;
+        if caches.is_none() || encoded.is_some() {
+            self.check_encoded(encoded, input.spans.len())?;
+        }
         let mut all = Vec::new();
         let mut keep = |v: &Value| {
             if keep_all {
@@ -112,11 +140,12 @@ impl Stack {
         let recompute = tape.recomputes() && !keep_all && caches.is_none();
         for (i, layer) in self.layers.iter().enumerate() {
             if recompute {
-                s = Layer::recomputed(layer, tape, s, &input.spans)?;
+                s = Layer::recomputed(layer, tape, s, &input.spans, encoded)?;
                 continue;
             }
             let ends = ends.filter(|_| i + 1 == self.layers.len());
-            s = layer.forward(tape, s, &input.spans, caches.as_deref_mut().map(|c| (c, ends)), &mut keep)?;
+            let cached = caches.as_deref_mut().map(|c| (c, ends));
+            s = layer.forward(tape, s, &input.spans, encoded, cached, &mut keep)?;
         }
         let dropout = self.spec.dropout.residual;
         let last = match (&self.final_norm, s.branch.as_ref()) {

@@ -14,12 +14,14 @@ fn spec(feed_forward: FeedForward, layout: Layout) -> StackSpec {
         vocab_size: 17,
         n_ctx: 10,
         positions: Positions::LEARNED,
+        embedding_scale: EmbeddingScale::One,
         segments: Segments::None,
         embedding_norm: EmbeddingNorm::None,
         norm: NormKind::Layer { eps: 1e-5 },
         placement: Placement::Pre,
         final_norm: FinalNorm::Norm,
         attend: Attend::Past,
+        encoder: Encoder::None,
         bands: Bands::None,
         scores: ScoreScale::Root,
         projections: Projections::Separate,
@@ -34,7 +36,7 @@ fn spec(feed_forward: FeedForward, layout: Layout) -> StackSpec {
 
 fn network(layout: Layout) -> Vec<(String, Vec<usize>)> {
     let gated = spec(FeedForward::Gated(Activation::Silu), layout);
-    let plan = plan(|b| Stack::build(b, &gated).map(|_| ())).unwrap();
+    let plan = plan(|b| Stack::build(b, &gated, None).map(|_| ())).unwrap();
     let of_network = |p: &Planned| p.name.starts_with("layers.1.feed_forward.");
     plan.into_iter().filter(of_network).map(|p| (p.name, p.shape)).collect()
 }
@@ -52,7 +54,7 @@ fn stack(feed_forward: FeedForward, layout: Layout) -> (Stack, LmHead, Vec<genus
     let spec = spec(feed_forward, layout);
     let mut source = RandomSource::new(3);
     let mut b = Builder::new(&mut source);
-    let stack = Stack::build(&mut b, &spec).unwrap();
+    let stack = Stack::build(&mut b, &spec, None).unwrap();
     let head = HeadSpec { transform: HeadTransform::Dense, bias: HeadBias::None };
     let head = LmHead::build(&mut b, &spec, &stack, &head).unwrap();
     (stack, head, b.finish())
@@ -67,7 +69,7 @@ fn kernels_learn_what_definitions_do() {
                 let (stack, head, params) = stack(FeedForward::Gated(activation), layout);
                 let tape = Tape::recording().with_path(path);
                 let input = Input::from_sequences(&[&[1, 5, 9][..], &[2, 2, 16, 0]]);
-                let hidden = stack.forward(&tape, &input, None, false).unwrap().last;
+                let hidden = stack.forward(&tape, &input, None, None, false).unwrap().last;
                 let loss = head.loss(&tape, &hidden, &[5, 9, 3, 2, 16, 0, 8], 1.0, 0.0).unwrap();
                 tape.backward(&loss).unwrap();
                 check_reached(&params).unwrap();
@@ -93,7 +95,7 @@ fn a_token_at_a_time_has_the_bits_of_the_whole() {
     let ids = [1u32, 5, 9, 2, 16, 0];
     let tape = Tape::inference();
     let run = |ids: &[u32], cache: Option<&mut [SequenceCache]>| {
-        let hidden = stack.forward(&tape, &Input::from_sequences(&[ids]), cache, false).unwrap();
+        let hidden = stack.forward(&tape, &Input::from_sequences(&[ids]), None, cache, false).unwrap();
         to_vec(hidden.last.tensor()).unwrap()
     };
     let whole = run(&ids, None);

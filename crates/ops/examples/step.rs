@@ -80,7 +80,7 @@ fn main() -> Result<()> {
         let start = Instant::now();
         let tape = Tape::recording().with_precision(precision);
         let wte = tape.param(&tokens);
-        let mut x = embedding(&tape, &[(&wte, &ids), (&tape.param(&positions), &spans.positions())], 0.0)?;
+        let mut x = embedding(&tape, &[(&wte, &ids), (&tape.param(&positions), &spans.positions())], 1.0, 0.0)?;
         let mut branch: Option<Value> = None;
         let norm = |x: &Value, b: Option<Value>, gain: &Param, bias: &Param| {
             let (weight, bias) = (tape.param(gain), tape.param(bias));

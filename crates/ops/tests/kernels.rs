@@ -230,9 +230,9 @@ fn cached_attention_has_the_bits_of_the_uncached() -> Result<()> {
 fn embeddings_and_rows() {
     let ids: Vec<u32> = (0..40).map(|i| i * 7 % 11).collect();
     let segments: Vec<u32> = (0..40).map(|i| i % 2).collect();
-    for dropout in [0.0, 0.2] {
+    for (scale, dropout) in [(1.0, 0.0), (1.0, 0.2), (13f64.sqrt(), 0.0), (0.5, 0.2)] {
         check("embedding", dropout > 0.0, &[&[11, 13], &[2, 13]], &|t, x| {
-            Ok(vec![embedding(t, &[(&x[0], &ids), (&x[1], &segments)], dropout)?])
+            Ok(vec![embedding(t, &[(&x[0], &ids), (&x[1], &segments)], scale, dropout)?])
         });
     }
     check("gather", false, &[&[11, 13]], &|t, x| Ok(vec![gather_rows(t, &x[0], &ids)?]));
@@ -269,7 +269,7 @@ fn shared_parameters_accumulate_in_place_and_learn() -> Result<()> {
                 let tape = Tape::recording().with_path(path);
                 let w = tape.param(&table);
                 let ids: Vec<u32> = (0..9).map(|i| (i * 3 + part) % 11).collect();
-                let x = embedding(&tape, &[(&w, &ids)], 0.0)?;
+                let x = embedding(&tape, &[(&w, &ids)], 1.0, 0.0)?;
                 let p = Projection { weight: &w, bias: None, layout: Layout::OutIn, smoothing: 0.0, scale: 0.1 };
                 let targets: Vec<i32> = ids.iter().map(|i| (i + 1) as i32 % 11).collect();
                 let loss = cross_entropy(&tape, &x, &p, &targets)?;

@@ -98,6 +98,16 @@ pub enum TextError {
         /// What was there.
         found: String,
     },
+    /// Files that belong together line by line have different numbers of lines.
+    #[error("{}: line {line} has no partner: {} ends before it; expected as many lines in both", longer.display(), shorter.display())]
+    UnequalLines {
+        /// The file with more lines.
+        longer: PathBuf,
+        /// The file with fewer.
+        shorter: PathBuf,
+        /// The first line without a partner, from 1.
+        line: u64,
+    },
     /// A data set too short for what was asked of it.
     #[error("too little text: {what} needs at least {needed} {unit}, found {found}")]
     TooShort {

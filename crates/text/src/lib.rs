@@ -27,10 +27,13 @@ mod error;
 pub mod rng;
 mod tokenizer;
 
-pub use corpus::{Corpus, CorpusOptions, CorpusStats, DevSplit, DocumentSplit, Documents, split_sentences};
+pub use corpus::{
+    Corpus, CorpusOptions, CorpusStats, DevSplit, DocumentSplit, Documents, Pairs, Parallel, split_sentences,
+};
 pub use dataset::{
     Batch, BuildProgress, CausalWindows, Examples, MaskingConfig, PairExamples, PairOptions, Sample, Segments,
-    SentenceSplit, SentenceStream, SequenceLabel, TokenStream, Tokens, WindowOptions, mask_tokens,
+    SentenceSplit, SentenceStream, SequenceLabel, TokenStream, Tokens, TranslationExamples, TranslationOptions,
+    WindowOptions, mask_tokens,
 };
 pub use error::{Result, TextError};
 pub use tokenizer::{

@@ -93,6 +93,7 @@ pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) ->
             // The last token predicts the first: every row counts, as in a window of a longer text.
             Objective::Causal => (0..n).map(|j| ids[(j + 1) % n] as i32).collect(),
             Objective::Classification => vec![-100; n],
+            Objective::Translation => ids.iter().map(|&id| id as i32).collect(),
             _ => {
                 let mut labels = vec![-100; n];
                 let wanted = ((n as f64 * 0.15).round() as usize).max(1);
@@ -103,12 +104,18 @@ pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) ->
             }
         };
         let (token_types, next_sentence) = match objective {
-            Objective::Causal => (Vec::new(), None),
+            Objective::Causal | Objective::Translation => (Vec::new(), None),
             Objective::Masked | Objective::Classification => (vec![0; n], None),
             Objective::Pretraining => ((0..n).map(|j| u32::from(j >= n / 2)).collect(), Some(draw.below(2) as u32)),
         };
         let label = (objective == Objective::Classification).then(|| SequenceLabel::Class(draw.below(2) as u32));
-        batch.push(Sample { ids: ids.clone(), spans: vec![n], token_types, labels, next_sentence, label });
+        // A translation repeats its source; the first token stands for the one that targets begin with.
+        let (mut ids, mut source) = (ids.clone(), Vec::new());
+        if objective == Objective::Translation {
+            source.clone_from(&ids);
+            ids.rotate_right(1);
+        }
+        batch.push(Sample { ids, spans: vec![n], token_types, labels, next_sentence, label, source });
     }
     Ok(batch)
 }
@@ -124,7 +131,7 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
     let mut optimizer = Optimizer::new(model.params(), settings)?;
     let mut report = TrainStepReport {
         seconds: Vec::new(),
-        tokens: batches.iter().map(|b| b.ids.len() as u64).sum(),
+        tokens: batches.iter().map(|b| (b.ids.len() + b.sources.len()) as u64).sum(),
         flops: 0.0,
         peak_rss_bytes: None,
         losses: Vec::new(),
@@ -132,7 +139,8 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
     };
     for batch in batches {
         let spans = Spans::from_lengths(batch.spans.iter().copied());
-        report.flops += model.flops(&spans, objective.predicted(batch)).training();
+        let sources = Spans::from_lengths(batch.source_spans.iter().copied());
+        report.flops += model.flops(&spans, &sources, objective.predicted(batch)).training();
         if objective.is_empty(objective.targets(batch)) {
             return Err(Error::NoTargets { step: 0 });
         }
@@ -146,7 +154,7 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
         for batch in batches {
             let tape = Tape::recording().with_recompute(timing.recompute).with_precision(timing.precision);
             let scales = objective.targets(batch).scales();
-            let loss = objective.loss(model, &tape, batch, scales)?;
+            let loss = objective.loss(model, &tape, batch, scales, 0.0)?;
             tape.backward(&loss.total)?;
             let norm = optimizer.norm()?;
             optimizer.update(1e-4, norm)?;

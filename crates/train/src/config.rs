@@ -85,6 +85,14 @@ pub struct TrainConfig {
 
     /// Files and folders of text, JSON lines or Parquet.
     pub data: Vec<PathBuf>,
+    /// Text files to translate from, line by line.
+    pub source: Vec<PathBuf>,
+    /// Text files with the translations, as many as sources.
+    pub target: Vec<PathBuf>,
+    /// Held-out text files to translate from.
+    pub dev_source: Vec<PathBuf>,
+    /// Held-out text files with the translations.
+    pub dev_target: Vec<PathBuf>,
     /// Held-out text: a file or folder, a fraction of the data, or "none"; by default 0.05.
     pub dev: Option<String>,
     /// Field of JSON objects or column of Parquet files that holds the text.
@@ -101,7 +109,7 @@ pub struct TrainConfig {
     pub context: Option<usize>,
     /// Sequences in a batch; by default 8.
     pub batch: Option<usize>,
-    /// Tokens in a batch, instead of `batch`.
+    /// Tokens in a batch, instead of `batch`; of translations, on either side.
     pub batch_tokens: Option<usize>,
     /// Steps in which the batch grows from `batch_start` to its size, evenly (GPT-3); 0: it is whole from the first step.
     pub batch_ramp_steps: u64,
@@ -111,6 +119,8 @@ pub struct TrainConfig {
     pub accumulate: usize,
     /// Recompute every layer in the backward pass instead of remembering it: less memory, more time, the same results.
     pub recompute: bool,
+    /// The uniform distribution's weight in the targets of tokens; by default 0.1 for translation, else 0.
+    pub label_smoothing: Option<f64>,
     /// Share of tokens that are to be predicted, of masked objectives.
     pub mask_probability: f64,
     /// Share of those that become the mask token.
@@ -178,6 +188,10 @@ impl Default for TrainConfig {
             n_ctx: None,
             dropout: None,
             data: Vec::new(),
+            source: Vec::new(),
+            target: Vec::new(),
+            dev_source: Vec::new(),
+            dev_target: Vec::new(),
             dev: None,
             text_field: "text".into(),
             documents: DocumentKind::File,
@@ -190,6 +204,7 @@ impl Default for TrainConfig {
             batch_start: None,
             accumulate: 1,
             recompute: false,
+            label_smoothing: None,
             mask_probability: 0.15,
             mask_share: 0.8,
             mask_random: 0.1,
@@ -253,7 +268,7 @@ impl TrainConfig {
             return Err(Error::config("model", "empty", "a preset or a model folder"));
         }
         if self.objective == Some(Objective::Classification) {
-            let expected = "causal, masked or pretraining: text alone has no labels";
+            let expected = "causal, masked, pretraining or translation: text alone has no labels";
             return Err(Error::config("objective", "classification", expected));
         }
         let counts = [
@@ -297,6 +312,10 @@ impl TrainConfig {
         within("mask_random", r, r >= 0.0 && r + self.mask_share <= 1.0 + 1e-9, "0 or more, at most 1 - mask_share")?;
         let s = self.short_probability;
         within("short_probability", s, (0.0..=1.0).contains(&s), "between 0 and 1")?;
+        if let Some(s) = self.label_smoothing {
+            within("label_smoothing", s, (0.0..1.0).contains(&s), "at least 0 and below 1")?;
+        }
+        self.check_parallel()?;
         if let Some(d) = self.dropout {
             within("dropout", f64::from(d), (0.0..1.0).contains(&d), "at least 0 and below 1")?;
         }
@@ -387,13 +406,21 @@ impl TrainConfig {
         let none = self.dev.as_deref() == Some("none");
         c.objective = Some(objective);
         c.context = Some(context);
-        c.eval_tokens.get_or_insert(if c.dev.is_some() { 0 } else { 32_768 });
-        c.dev.get_or_insert_with(|| "0.05".into());
+        c.check_text(objective)?;
+        let smoothing = if objective == Objective::Translation { 0.1 } else { 0.0 };
+        c.label_smoothing.get_or_insert(smoothing);
+        let all = c.dev.is_some() || !c.dev_source.is_empty();
+        c.eval_tokens.get_or_insert(if all { 0 } else { 32_768 });
+        if c.dev_source.is_empty() {
+            c.dev.get_or_insert_with(|| "0.05".into());
+        }
         let warmup_steps = *c.warmup_steps.get_or_insert((c.steps / 10).min(2000));
         let eval_every = if none { 0 } else { c.eval_every.unwrap_or(tenth) };
         c.eval_every = Some(eval_every);
         let save_every = *c.save_every.get_or_insert(tenth);
-        c.data = c.data.iter().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone())).collect();
+        for paths in [&mut c.data, &mut c.source, &mut c.target, &mut c.dev_source, &mut c.dev_target] {
+            paths.iter_mut().for_each(|p| *p = std::path::absolute(&*p).unwrap_or_else(|_| p.clone()));
+        }
         if let Ok(Some(DevSplit::File(p))) = c.dev_split() {
             c.dev = Some(std::path::absolute(&p).unwrap_or(p).display().to_string());
         }

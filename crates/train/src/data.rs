@@ -1,10 +1,12 @@
 //! From files to training and held-out examples.
 
 use crate::evaluate::windows;
+use crate::text::Text;
 use crate::{Error, Objective, Resolved, Result};
+use genus_models::Model;
 use genus_text::{
-    BuildProgress, CausalWindows, Corpus, Examples, PairExamples, PairOptions, Sample, Segments, SentenceSplit,
-    SentenceStream, TokenStream, Tokenizer, WindowOptions,
+    BuildProgress, CausalWindows, Corpus, Examples, PairExamples, PairOptions, Parallel, Sample, Segments,
+    SentenceSplit, SentenceStream, TokenStream, Tokenizer, TranslationExamples, TranslationOptions, WindowOptions,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -18,12 +20,14 @@ pub enum Phase {
     Train(BuildProgress),
     /// Held-out text is turned into ids.
     Dev(BuildProgress),
+    /// Something that whoever trains should know.
+    Note(String),
 }
 
 /// Tells one data set from another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// Documents of the training text.
+    /// Documents of the training text, or pairs.
     pub documents: u64,
     /// Bytes of the training text.
     pub bytes: u64,
@@ -42,7 +46,7 @@ pub struct Dev {
     pub samples: Vec<Sample>,
     /// Ids of them.
     pub tokens: u64,
-    /// Bytes of text that an id stands for; for causal models.
+    /// Bytes of text that an id stands for; for causal models and translation.
     pub bytes_per_token: Option<f64>,
 }
 
@@ -61,11 +65,24 @@ pub struct Data {
 }
 
 impl Data {
-    /// Encodes training and held-out text.
+    /// Encodes training and held-out text for a model.
     ///
     /// # Errors
     /// When the text cannot be read, or there is less than one batch of it.
-    pub fn build(
+    pub(crate) fn build(
+        text: &Text,
+        tokenizer: Tokenizer,
+        run: &Resolved,
+        model: &Model,
+        progress: impl FnMut(Phase),
+    ) -> Result<Self> {
+        match text {
+            Text::Documents { train, dev } => Self::of_documents(train, dev.as_ref(), tokenizer, run, progress),
+            Text::Pairs { train, dev } => Self::of_pairs(train, dev.as_ref(), tokenizer, run, model, progress),
+        }
+    }
+
+    fn of_documents(
         train: &Corpus,
         dev: Option<&Corpus>,
         tokenizer: Tokenizer,
@@ -73,10 +90,7 @@ impl Data {
         mut progress: impl FnMut(Phase),
     ) -> Result<Self> {
         let of_files = |e: genus_text::TextError| Error::from(e).of_files(&run.config.data);
-        let batch = match run.batch {
-            crate::BatchSize::Sequences(n) => n,
-            crate::BatchSize::Tokens(_) => 1,
-        };
+        let batch = least_batch(run);
         let most = run.config.eval_tokens.unwrap_or(0);
         let mut hash = crc32fast::Hasher::new();
         let (examples, train_tokens): (Arc<dyn Examples>, usize) = match run.objective {
@@ -116,6 +130,76 @@ impl Data {
         };
         Ok(Data { tokenizer, train: examples, train_tokens: train_tokens as u64, dev, fingerprint })
     }
+
+    fn of_pairs(
+        train: &Parallel,
+        dev: Option<&Parallel>,
+        tokenizer: Tokenizer,
+        run: &Resolved,
+        model: &Model,
+        mut progress: impl FnMut(Phase),
+    ) -> Result<Self> {
+        let id = |field: &'static str| -> Result<u32> {
+            let found = model.config_field(field).and_then(|v| v.as_u64()).and_then(|n| u32::try_from(n).ok());
+            found.ok_or_else(|| Error::config(field, "not in the model's configuration", "a token id"))
+        };
+        let (start, end) = (id("decoder_start_token_id")?, id("eos_token_id")?);
+        let options = TranslationOptions { start, end, longest: run.context, shuffle: true, seed: run.config.seed };
+        let of_files = |e: genus_text::TextError| Error::from(e).of_files(&run.config.source);
+        let examples =
+            TranslationExamples::build(train, &tokenizer, options, |p| progress(Phase::Train(p))).map_err(of_files)?;
+        examples.require(least_batch(run)).map_err(of_files)?;
+        note_left_out("training", &examples, run.context, &mut progress);
+        let mut hash = crc32fast::Hasher::new();
+        examples.visit_tokens(|ids| hash_ids(&mut hash, ids));
+        let (documents, bytes) = hash_pairs(&mut hash, train)?;
+        let (mut held_out, mut dev_bytes) = (None, 0);
+        if let Some(dev) = dev {
+            dev_bytes = hash_pairs(&mut hash, dev)?.1;
+            let options = TranslationOptions { shuffle: false, ..options };
+            let pairs = TranslationExamples::build(dev, &tokenizer, options, |p| progress(Phase::Dev(p)))?;
+            note_left_out("held-out", &pairs, run.context, &mut progress);
+            let samples = first_samples(&pairs, run.config.eval_tokens.unwrap_or(0));
+            held_out = Some(Dev::of(samples, Some(pairs.bytes_per_token())));
+        }
+        let tokens = examples.tokens() as u64;
+        let crc32 = format!("{:08x}", hash.finalize());
+        let fingerprint = Fingerprint { documents, bytes, dev_bytes, tokens, crc32 };
+        Ok(Data { tokenizer, train: Arc::new(examples), train_tokens: tokens, dev: held_out, fingerprint })
+    }
+}
+
+/// The examples that an epoch must have.
+fn least_batch(run: &Resolved) -> usize {
+    match run.batch {
+        crate::BatchSize::Sequences(n) => n,
+        crate::BatchSize::Tokens(_) => 1,
+    }
+}
+
+/// Tells of pairs that are not learned from.
+fn note_left_out(which: &str, pairs: &TranslationExamples, context: usize, progress: &mut impl FnMut(Phase)) {
+    let (empty, too_long) = pairs.left_out();
+    if empty + too_long > 0 {
+        progress(Phase::Note(format!(
+            "{which} text: {empty} pairs with an empty side and {too_long} with more than {context} tokens on a side are left out"
+        )));
+    }
+}
+
+/// The first examples, of no more ids than `most` together (0: all).
+fn first_samples(examples: &dyn Examples, most: usize) -> Vec<Sample> {
+    let (mut samples, mut tokens) = (Vec::new(), 0);
+    // Always the first epoch, so that masks and second segments are the same at every evaluation.
+    for i in 0..examples.epoch_len(0) {
+        let sample = examples.sample(0, i);
+        tokens += sample.ids.len();
+        if most > 0 && tokens > most && !samples.is_empty() {
+            break;
+        }
+        samples.push(sample);
+    }
+    samples
 }
 
 impl Dev {
@@ -134,17 +218,7 @@ impl Dev {
         let stream = SentenceStream::build(corpus, tokenizer, SentenceSplit::default(), progress)?;
         let options = PairOptions { shuffle: false, layouts: 1, ..pair_options(run) };
         let pairs = PairExamples::new(Arc::new(stream), tokenizer, options)?;
-        let (mut samples, mut tokens) = (Vec::new(), 0);
-        // Always the first epoch, so that masks and second segments are the same at every evaluation.
-        for i in 0..pairs.epoch_len(0) {
-            let sample = pairs.sample(0, i);
-            tokens += sample.ids.len();
-            if most > 0 && tokens > most && !samples.is_empty() {
-                break;
-            }
-            samples.push(sample);
-        }
-        Ok(Dev::of(samples, None))
+        Ok(Dev::of(first_samples(&pairs, most), None))
     }
 
     fn of(samples: Vec<Sample>, bytes_per_token: Option<f64>) -> Self {
@@ -169,10 +243,29 @@ fn hash_tokens(hash: &mut crc32fast::Hasher, stream: &TokenStream) {
     let mut at = 0;
     while at < stream.len() {
         let end = (at + (1 << 16)).min(stream.len());
-        let bytes: Vec<u8> = stream.tokens().get(at..end).iter().flat_map(|id| id.to_le_bytes()).collect();
-        hash.update(&bytes);
+        hash_ids(hash, &stream.tokens().get(at..end));
         at = end;
     }
+}
+
+fn hash_ids(hash: &mut crc32fast::Hasher, ids: &[u32]) {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    hash.update(&bytes);
+}
+
+/// Number and bytes of parallel text.
+fn hash_pairs(hash: &mut crc32fast::Hasher, text: &Parallel) -> Result<(u64, u64)> {
+    let (mut pairs, mut bytes) = (0, 0);
+    for pair in text.pairs() {
+        let (source, target) = pair?;
+        for side in [&source, &target] {
+            hash.update(side.as_bytes());
+            hash.update(&(side.len() as u64).to_le_bytes());
+            bytes += side.len() as u64;
+        }
+        pairs += 1;
+    }
+    Ok((pairs, bytes))
 }
 
 /// Number and bytes of a corpus's documents.

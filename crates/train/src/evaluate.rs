@@ -9,9 +9,9 @@ use serde::Serialize;
 /// How well a model predicts a held-out set.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Mean loss over all targets, in nats; for pretraining, the sum of the two means.
+    /// Mean loss over all targets, in nats, without smoothing; for pretraining, the sum of the two means.
     pub dev_loss: f64,
-    /// `dev_loss` in bits for each byte of text; for causal models.
+    /// `dev_loss` in bits for each byte of text; for causal models and translation (of the target).
     pub bits_per_byte: Option<f64>,
     /// The part of `dev_loss` that next sentences have; for pretraining.
     pub pair_loss: Option<f64>,
@@ -43,7 +43,7 @@ pub fn evaluate(
         }
         let tape = Tape::inference().with_precision(precision);
         // Means of single batches keep f32 sums small; they are weighted in f64.
-        let loss = objective.loss(model, &tape, &batch, targets.scales())?;
+        let loss = objective.loss(model, &tape, &batch, targets.scales(), 0.0)?;
         if let Some(t) = loss.tokens {
             tokens += scalar(t.tensor())? * targets.tokens as f64;
         }

@@ -25,6 +25,7 @@ mod run;
 mod schedule;
 mod setup;
 mod tensorboard;
+mod text;
 mod train;
 mod trainer;
 

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use genus_models::nn::{ClassTargets, Segments};
-use genus_models::{Input, Model, Task};
+use genus_models::{Encoded, Input, Model, Task};
 use genus_ops::{Spans, Tape, Value, gather_rows, weighted_sum};
 use genus_text::{Batch, SequenceLabel};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,8 @@ pub enum Objective {
     Pretraining,
     /// The label of each sequence: a class, several, or numbers.
     Classification,
+    /// The next token of a target, given its source (the Transformer).
+    Translation,
 }
 
 /// How many predictions a batch asks for.
@@ -74,7 +76,12 @@ impl std::str::FromStr for Objective {
             "masked" => Ok(Objective::Masked),
             "pretraining" => Ok(Objective::Pretraining),
             "classification" => Ok(Objective::Classification),
-            _ => Err(Error::config("objective", format!("{s:?}"), "causal, masked, pretraining or classification")),
+            "translation" => Ok(Objective::Translation),
+            _ => Err(Error::config(
+                "objective",
+                format!("{s:?}"),
+                "causal, masked, pretraining, classification or translation",
+            )),
         }
     }
 }
@@ -86,6 +93,7 @@ impl std::fmt::Display for Objective {
             Objective::Masked => "masked",
             Objective::Pretraining => "pretraining",
             Objective::Classification => "classification",
+            Objective::Translation => "translation",
         })
     }
 }
@@ -98,6 +106,7 @@ impl Objective {
             Objective::Masked => Task::MaskedLm,
             Objective::Pretraining => Task::Pretraining,
             Objective::Classification => Task::SequenceClassification,
+            Objective::Translation => Task::Seq2SeqLm,
         }
     }
 
@@ -108,6 +117,7 @@ impl Objective {
             Task::MaskedLm => Some(Objective::Masked),
             Task::Pretraining => Some(Objective::Pretraining),
             Task::SequenceClassification => Some(Objective::Classification),
+            Task::Seq2SeqLm => Some(Objective::Translation),
             _ => None,
         }
     }
@@ -115,7 +125,9 @@ impl Objective {
     /// What a batch asks for.
     pub fn targets(self, batch: &Batch) -> Targets {
         match self {
-            Objective::Causal | Objective::Masked => Targets { tokens: batch.targets(), sequences: 0 },
+            Objective::Causal | Objective::Masked | Objective::Translation => {
+                Targets { tokens: batch.targets(), sequences: 0 }
+            }
             Objective::Pretraining => Targets { tokens: batch.targets(), sequences: batch.next_sentence.len() },
             Objective::Classification => Targets { tokens: 0, sequences: batch.sequence_labels.len() },
         }
@@ -130,27 +142,38 @@ impl Objective {
     /// Rows that go through the projection to the vocabulary.
     pub fn predicted(self, batch: &Batch) -> usize {
         match self {
-            Objective::Causal => batch.ids.len(),
+            Objective::Causal | Objective::Translation => batch.ids.len(),
             Objective::Masked | Objective::Pretraining => batch.targets(),
             Objective::Classification => 0,
         }
     }
 
     /// The loss of a batch: the summed cross-entropy of tokens times `scales.tokens`, and that of next sentences or labels times
-    /// `scales.sequences`. Of masked batches only the masked rows go through the head.
+    /// `scales.sequences`. Of masked batches only the masked rows go through the head. `smoothing` is the uniform distribution's
+    /// weight in the targets of tokens.
     ///
     /// # Errors
-    /// When the model lacks a head, or ids, labels or segments are out of range.
-    pub fn loss(self, model: &Model, tape: &Tape, batch: &Batch, scales: Scales) -> Result<Loss> {
+    /// When the model lacks a head or an encoder, or ids, labels or segments are out of range.
+    pub fn loss(self, model: &Model, tape: &Tape, batch: &Batch, scales: Scales, smoothing: f64) -> Result<Loss> {
         let input = input(model, batch)?;
-        let hidden = model.hidden(tape, &input, None, false)?.last; // [n, d]
+        let hidden = match self {
+            Objective::Translation => {
+                let spans = Spans::from_lengths(batch.source_spans.iter().copied());
+                let source = Input { ids: batch.sources.clone(), spans: spans.clone(), positions: None, types: None };
+                let states = model.encode(tape, &source, false)?.last; // [m, d]
+                model.decode(tape, &input, &Encoded { states, spans }, false)?.last // [n, d]
+            }
+            _ => model.hidden(tape, &input, None, false)?.last, // [n, d]
+        };
         let tokens = match self {
-            Objective::Causal => model.lm_head()?.loss(tape, &hidden, &batch.labels, scales.tokens, 0.0)?,
+            Objective::Causal | Objective::Translation => {
+                model.lm_head()?.loss(tape, &hidden, &batch.labels, scales.tokens, smoothing)?
+            }
             Objective::Masked | Objective::Pretraining => {
                 let rows: Vec<u32> = (0u32..).zip(&batch.labels).filter(|(_, l)| **l >= 0).map(|(i, _)| i).collect();
                 let labels: Vec<i32> = batch.labels.iter().copied().filter(|&l| l >= 0).collect();
                 let masked = gather_rows(tape, &hidden, &rows)?; // [masked, d]
-                model.lm_head()?.loss(tape, &masked, &labels, scales.tokens, 0.0)?
+                model.lm_head()?.loss(tape, &masked, &labels, scales.tokens, smoothing)?
             }
             Objective::Classification => {
                 let summary = model.summary(tape, &hidden, &input)?; // [b, d]

@@ -166,7 +166,7 @@ pub fn freeze(model: &Model, patterns: &[String]) -> Result<usize> {
             return Err(Error::Freeze { pattern: pattern.clone(), nearest });
         }
     }
-    Ok(model.params().iter().filter(|p| !p.trainable()).count())
+    Ok(model.params().iter().filter(|p| !p.trainable() && !model.is_buffer(p)).count())
 }
 
 /// Whether `name` is `pattern` with some text in place of each `*`.

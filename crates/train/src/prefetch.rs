@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 pub enum BatchSize {
     /// That many examples.
     Sequences(usize),
-    /// As many examples as have no more than that many tokens together, at least one.
+    /// As many examples as have no more than that many tokens together, at least one. Of translations, neither the sources nor the
+    /// targets have more (Vaswani et al. 2017, section 5.1).
     Tokens(usize),
 }
 
@@ -26,7 +27,9 @@ impl BatchSize {
         loop {
             let (epoch, index) = examples.locate(at);
             let sample = examples.sample(epoch, index);
-            if batch.examples > 0 && batch.ids.len() + sample.ids.len() > most {
+            let targets = batch.ids.len() + sample.ids.len();
+            let sources = batch.sources.len() + sample.source.len();
+            if batch.examples > 0 && targets.max(sources) > most {
                 return (batch, at);
             }
             batch.push(sample);

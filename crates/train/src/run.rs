@@ -99,10 +99,19 @@ fn within(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 /// Sets the ids of special tokens in a model's configuration, where it does not have them.
 pub(crate) fn set_special_ids(model: &mut Model, tokenizer: &Tokenizer) {
     let s = tokenizer.special();
-    let causal = model.task() == Task::CausalLm;
-    let eos = if causal { tokenizer.end_of_text() } else { s.eos };
-    let bos = if causal { s.bos.or(eos) } else { s.bos };
-    for (field, id) in [("bos_token_id", bos), ("eos_token_id", eos), ("pad_token_id", s.pad)] {
+    let generates = matches!(model.task(), Task::CausalLm | Task::Seq2SeqLm);
+    let eos = if generates { tokenizer.end_of_text() } else { s.eos };
+    let bos = if model.task() == Task::CausalLm { s.bos.or(eos) } else { s.bos };
+    let mut ids = vec![("bos_token_id", bos), ("eos_token_id", eos), ("pad_token_id", s.pad)];
+    if model.task() == Task::Seq2SeqLm {
+        // A target is read from a token that is never predicted on: padding, or else the end, as fairseq has it.
+        let pad = s.pad.or(eos);
+        ids = vec![("eos_token_id", eos), ("forced_eos_token_id", eos), ("pad_token_id", pad)];
+        if model.config_field("decoder_start_token_id").is_none() {
+            ids.push(("decoder_start_token_id", pad));
+        }
+    }
+    for (field, id) in ids {
         if let Some(id) = id {
             model.set_config_field(field, json!(id));
         }
@@ -124,7 +133,7 @@ pub(crate) fn save(folder: &Path, trainer: &Trainer, tokenizer: &Tokenizer, stat
     within(&path, |tmp| {
         model.save(tmp, &WriteOptions::default())?;
         tokenizer.save(tmp, Some(model.spec().n_ctx))?;
-        if model.task() == Task::CausalLm {
+        if matches!(model.task(), Task::CausalLm | Task::Seq2SeqLm) {
             let file = tmp.join("generation_config.json");
             let text = serde_json::to_string_pretty(&generation_config(model)).unwrap_or_default() + "\n";
             std::fs::write(&file, text).map_err(Error::io(&file))?;
@@ -137,7 +146,7 @@ pub(crate) fn save(folder: &Path, trainer: &Trainer, tokenizer: &Tokenizer, stat
 
 fn generation_config(model: &Model) -> Value {
     let mut config = Map::new();
-    for field in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+    for field in ["bos_token_id", "eos_token_id", "forced_eos_token_id", "pad_token_id", "decoder_start_token_id"] {
         if let Some(id) = model.config_field(field) {
             config.insert(field.into(), id.clone());
         }

@@ -1,11 +1,12 @@
 //! Which model and which tokenizer a run starts from.
 
+use crate::text::Text;
 use crate::{Error, Objective, Phase, Result, TrainConfig};
 use genus_checkpoint::FILE_NAMES;
 use genus_models::nn::{Init, Source};
 use genus_models::{Family, LoadOptions, Model, StackSpec, find_preset};
 use genus_ops::Tensor;
-use genus_text::{Corpus, Tokenizer, TokenizerSpec, TrainKind, TrainOptions};
+use genus_text::{Tokenizer, TokenizerSpec, TrainKind, TrainOptions};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -75,7 +76,7 @@ impl Plan {
         }
         let objective = match config.objective.or(Objective::of(family.default_task())) {
             Some(o) => o,
-            None => return Err(Error::config("objective", "not given", "causal, masked or pretraining")),
+            None => return Err(Error::config("objective", "not given", "causal, masked, pretraining or translation")),
         };
         // An objective that the member cannot have is told now, not after the data was read.
         family.plan(&spec, objective.task())?;
@@ -88,7 +89,10 @@ impl Plan {
             (Some(spec), _) => spec,
             (None, Some(folder)) => TokenizerSpec::Folder(folder.clone()),
             (None, None) => {
-                let kind = if self.objective == Objective::Causal { TrainKind::Bpe } else { TrainKind::WordPiece };
+                let kind = match self.objective {
+                    Objective::Causal | Objective::Translation => TrainKind::Bpe,
+                    _ => TrainKind::WordPiece,
+                };
                 let spec = TokenizerSpec::Train { kind, vocab_size: DEFAULT_VOCAB };
                 say(&format!("no tokenizer given: learning one from the data ({spec})"));
                 spec
@@ -140,7 +144,7 @@ impl Plan {
 /// Opens a tokenizer, or learns it from `text`.
 ///
 /// Learning happens on another thread, so that `progress` is called on the caller's.
-pub(crate) fn tokenizer(spec: &TokenizerSpec, text: &Corpus, progress: &mut dyn FnMut(Phase)) -> Result<Tokenizer> {
+pub(crate) fn tokenizer(spec: &TokenizerSpec, text: &Text, progress: &mut dyn FnMut(Phase)) -> Result<Tokenizer> {
     let (kind, vocab_size) = match spec {
         TokenizerSpec::Folder(folder) => return Ok(Tokenizer::open(folder)?),
         TokenizerSpec::Bytes => return Ok(Tokenizer::bytes()),
@@ -151,7 +155,7 @@ pub(crate) fn tokenizer(spec: &TokenizerSpec, text: &Corpus, progress: &mut dyn 
         let learning = scope.spawn(move || {
             let options = TrainOptions::new(kind, vocab_size);
             // A closed channel means that nobody listens, which is no reason to stop.
-            Tokenizer::train(&options, text.documents(), |p| {
+            Tokenizer::train(&options, text.lines(), |p| {
                 let _ = sender.send(p);
             })
         });

@@ -4,6 +4,7 @@ use crate::metrics::Metrics;
 use crate::prefetch::{Place, Prefetch};
 use crate::run::{self, State};
 use crate::setup::{self, Plan, absolute};
+use crate::text::Text;
 use crate::{
     CheckpointInfo, Data, Error, Evaluation, Hooks, Resolved, Result, Schedule, StartInfo, StepInfo, TrainConfig,
     Trainer, Update, evaluate, freeze, peak_rss, rss,
@@ -117,8 +118,8 @@ pub fn resume(steps: Option<u64>, options: &RunOptions, hooks: &mut dyn Hooks) -
     if steps.is_some() {
         run::write_config(folder, &resolved.config)?;
     }
-    let (train, dev) = corpora(&resolved.config, options)?;
-    let data = Data::build(&train, dev.as_ref(), tokenizer, &resolved, |p| hooks.on_prepare(&p))?;
+    let text = Text::open(&resolved.config, options.corpus.as_ref())?;
+    let data = Data::build(&text, tokenizer, &resolved, &model, |p| hooks.on_prepare(&p))?;
     same_data(&state, &data, &checkpoint)?;
     let mut run = Run::new(model, data, resolved, options)?;
     run.trainer.restore(&state, moments, &checkpoint)?;
@@ -140,13 +141,13 @@ fn fresh(
     let mut plan = Plan::new(&config, &mut |m| hooks.on_message(m))?;
     // What is wrong with batch and context is told before the data is read.
     let mut resolved = config.resolve(plan.objective, plan.spec.n_ctx)?;
-    let (train, dev) = corpora(&resolved.config, options)?;
+    let text = Text::open(&resolved.config, options.corpus.as_ref())?;
     let tokenizer = match tokenizer {
         Some(t) => t,
         None => {
             let spec = plan.tokenizer_spec(&config, &mut |m| hooks.on_message(m))?;
             resolved.config.tokenizer = Some(spec.to_string());
-            setup::tokenizer(&spec, &train, &mut |p| hooks.on_prepare(&p))?
+            setup::tokenizer(&spec, &text, &mut |p| hooks.on_prepare(&p))?
         }
     };
     plan.fit_vocabulary(&config, &tokenizer, &mut |m| hooks.on_message(m))?;
@@ -158,26 +159,11 @@ fn fresh(
     if frozen > 0 {
         hooks.on_message(&format!("{frozen} of {} parameters are frozen", model.params().len()));
     }
-    let data = Data::build(&train, dev.as_ref(), tokenizer, &resolved, |p| hooks.on_prepare(&p))?;
+    let data = Data::build(&text, tokenizer, &resolved, &model, |p| hooks.on_prepare(&p))?;
     let n_ctx = model.spec().n_ctx;
     let run = Run::new(model, data, resolved, options)?;
     run::write_frame(&options.output, &run.resolved.config, &run.data.tokenizer, n_ctx)?;
     run.go(hooks)
-}
-
-/// Training and held-out text.
-fn corpora(config: &TrainConfig, options: &RunOptions) -> Result<(Corpus, Option<Corpus>)> {
-    let all = match &options.corpus {
-        Some(corpus) => corpus.clone(),
-        None => Corpus::open(&config.data, config.corpus_options())?,
-    };
-    Ok(match config.dev_split()? {
-        None => (all, None),
-        Some(split) => {
-            let (train, dev) = all.split_dev(&split).map_err(|e| Error::from(e).of_files(&config.data))?;
-            (train, Some(dev))
-        }
-    })
 }
 
 fn same_data(state: &State, data: &Data, checkpoint: &Path) -> Result<()> {
@@ -235,6 +221,7 @@ impl<'a> Run<'a> {
         let mut trainer = Trainer::new(model, resolved.objective, c.optimizer(), schedule, c.seed)?;
         trainer.set_recompute(c.recompute);
         trainer.set_precision(c.precision);
+        trainer.set_label_smoothing(c.label_smoothing.unwrap_or(0.0));
         let (first_dev, last_dev, checkpoint, good) = (None, None, None, None);
         Ok(Run { options, resolved, data, trainer, position: 0, first_dev, last_dev, checkpoint, good, peak })
     }

@@ -17,6 +17,7 @@ pub struct Trainer {
     skipped: u64,
     in_a_row: u64,
     recompute: bool,
+    smoothing: f64,
 }
 
 /// What one step did.
@@ -34,7 +35,7 @@ pub struct Update {
     pub grad_norm: f64,
     /// Whether the weights were updated; not when loss or gradient was not finite.
     pub applied: bool,
-    /// Tokens that went through the model.
+    /// Tokens that went through the model, those of sources included.
     pub tokens: u64,
     /// Floating-point operations of the definition's matrix products, forward and backward.
     pub flops: f64,
@@ -63,6 +64,7 @@ impl Trainer {
             skipped: 0,
             in_a_row: 0,
             recompute: false,
+            smoothing: 0.0,
             precision: Precision::F32,
         })
     }
@@ -70,6 +72,11 @@ impl Trainer {
     /// Sets the precision of matrix products; it is f32 at first.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
+    }
+
+    /// Sets the uniform distribution's weight in the targets of tokens; it is 0 at first.
+    pub fn set_label_smoothing(&mut self, smoothing: f64) {
+        self.smoothing = smoothing;
     }
 
     /// Lets every layer be recomputed in the backward pass, or not: less memory, more time, the same results bit for bit.
@@ -99,15 +106,16 @@ impl Trainer {
             lr: self.schedule.at(step),
             grad_norm: f64::NAN,
             applied: false,
-            tokens: batches.iter().map(|b| b.ids.len() as u64).sum(),
+            tokens: batches.iter().map(|b| (b.ids.len() + b.sources.len()) as u64).sum(),
             flops: 0.0,
         };
         for (i, batch) in (0..).zip(batches) {
             let tape = Tape::training(key.child(i));
             let tape = tape.with_recompute(self.recompute).with_precision(self.precision);
-            let loss = self.objective.loss(&self.model, &tape, batch, targets.scales())?;
+            let loss = self.objective.loss(&self.model, &tape, batch, targets.scales(), self.smoothing)?;
             let spans = Spans::from_lengths(batch.spans.iter().copied());
-            update.flops += self.model.flops(&spans, self.objective.predicted(batch)).training();
+            let sources = Spans::from_lengths(batch.source_spans.iter().copied());
+            update.flops += self.model.flops(&spans, &sources, self.objective.predicted(batch)).training();
             update.loss += scalar(loss.total.tensor())?;
             if let (Some(_), Some(pairs)) = (&loss.tokens, &loss.sequences) {
                 update.pair_loss = Some(update.pair_loss.unwrap_or(0.0) + scalar(pairs.tensor())?);

@@ -86,7 +86,7 @@ fn gradients_have_the_same_bits() {
             let run = |recompute| {
                 model.params().iter().for_each(|p| p.clear_grad());
                 let tape = Tape::training(Key::new(5, 1)).with_path(path).with_recompute(recompute);
-                let loss = objective.loss(&model, &tape, &batch, objective.targets(&batch).scales()).unwrap();
+                let loss = objective.loss(&model, &tape, &batch, objective.targets(&batch).scales(), 0.0).unwrap();
                 tape.backward(&loss.total).unwrap();
                 (scalar(loss.total.tensor()).unwrap().to_bits(), bits(&model, |p| p.grad()))
             };

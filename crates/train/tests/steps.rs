@@ -25,6 +25,7 @@ struct Steps {
 struct Padded {
     input_ids: Vec<Vec<u32>>,
     attention_mask: Vec<Vec<u8>>,
+    decoder_input_ids: Option<Vec<Vec<u32>>>,
     labels: Vec<Vec<i32>>,
     token_type_ids: Option<Vec<Vec<u32>>>,
     next_sentence_label: Option<Vec<u32>>,
@@ -35,6 +36,11 @@ impl Padded {
     fn ragged(&self, objective: Objective) -> Batch {
         let row = |i: usize| {
             let real: Vec<usize> = (0..self.input_ids[i].len()).filter(|&j| self.attention_mask[i][j] == 1).collect();
+            let ids: Vec<u32> = real.iter().map(|&j| self.input_ids[i][j]).collect();
+            if let Some(targets) = &self.decoder_input_ids {
+                let (spans, labels) = (vec![targets[i].len()], self.labels[i].clone());
+                return Sample { ids: targets[i].clone(), spans, labels, source: ids, ..Sample::default() };
+            }
             let labels = match objective {
                 Objective::Causal => {
                     real.iter().skip(1).map(|&j| self.labels[i][j]).chain(std::iter::once(-100)).collect()
@@ -42,7 +48,7 @@ impl Padded {
                 _ => real.iter().map(|&j| self.labels[i][j]).collect(),
             };
             Sample {
-                ids: real.iter().map(|&j| self.input_ids[i][j]).collect(),
+                ids,
                 spans: vec![real.len()],
                 token_types: self
                     .token_type_ids
@@ -50,7 +56,7 @@ impl Padded {
                     .map_or(Vec::new(), |t| real.iter().map(|&j| t[i][j]).collect()),
                 labels,
                 next_sentence: self.next_sentence_label.as_ref().map(|l| l[i]),
-                label: None,
+                ..Sample::default()
             }
         };
         (0..self.input_ids.len()).map(row).collect()
@@ -176,6 +182,7 @@ fn their_relatives_take_the_steps_of_pytorch() {
         ("gpt-neo-causal-lm", Objective::Causal),
         ("roberta-masked-lm", Objective::Masked),
         ("distilbert-masked-lm", Objective::Masked),
+        ("marian-seq2seq", Objective::Translation),
     ] {
         ten_steps(case, objective, s, DType::F64, 1.01);
         ten_steps(case, objective, s, DType::F32, 8.0);

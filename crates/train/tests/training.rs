@@ -51,8 +51,8 @@ fn samples(objective: Objective, lengths: &[usize]) -> Vec<Sample> {
             token_types: (0..n).map(|i| u32::from(i > n / 2)).collect(),
             labels,
             next_sentence: pair.then(|| draw.below(2) as u32),
-            label: None,
             ids,
+            ..Sample::default()
         }
     };
     lengths.iter().map(sample).collect()
@@ -102,7 +102,7 @@ fn the_loss_is_the_mean_over_the_targets() {
     let row: Vec<f64> = logits.tensor().get(1).unwrap().to_vec1().unwrap();
     let expected = row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[9];
     let batch: Batch = [s].into_iter().collect();
-    let loss = objective.loss(&m, &tape, &batch, objective.targets(&batch).scales()).unwrap();
+    let loss = objective.loss(&m, &tape, &batch, objective.targets(&batch).scales(), 0.0).unwrap();
     assert!((scalar(loss.total.tensor()).unwrap() - expected).abs() < 1e-12);
 }
 

@@ -138,7 +138,7 @@ fn elements(shape: &[usize]) -> u64 {
 }
 
 /// The output must be a new or empty folder that is neither the input, nor around it, nor inside it.
-fn check_output(input: &Path, output: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_output(input: &Path, output: &Path) -> anyhow::Result<()> {
     let real = |p: &Path| std::fs::canonicalize(p).with_context(|| format!("cannot find {}", p.display()));
     let input = real(input)?;
     if output.exists() {
@@ -213,7 +213,7 @@ fn write_config(folder: &Path, config: &JsonFile, dtype: Dtype) -> genus_checkpo
 }
 
 /// Copies what belongs to the model, and the folders of pooling and the like that `modules.json` names.
-fn copy_side_files(from: &Path, to: &Path) -> genus_checkpoint::Result<Vec<PathBuf>> {
+pub(crate) fn copy_side_files(from: &Path, to: &Path) -> genus_checkpoint::Result<Vec<PathBuf>> {
     let mut names: Vec<PathBuf> = SIDE_FILES.iter().map(PathBuf::from).collect();
     if let Some(modules) = JsonFile::open_optional(from.join("modules.json"))? {
         for module in modules.value().as_array().into_iter().flatten() {

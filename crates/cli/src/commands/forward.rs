@@ -19,13 +19,13 @@ pub(crate) struct Forward {
     /// Folder or hub id.
     #[arg(value_name = "MODEL")]
     model: String,
-    /// The batch: a JSON object of nested lists (input_ids, attention_mask, token_type_ids, position_ids, labels, ...).
+    /// The batch: a JSON object of nested lists (input_ids, attention_mask, token_type_ids, position_ids, decoder_input_ids, labels, ...).
     #[arg(long, value_name = "batch.json")]
     input: PathBuf,
     /// File to write.
     #[arg(long, value_name = "out.safetensors")]
     output: PathBuf,
-    /// base, causal-lm, masked-lm, next-sentence, pretraining or sequence-classification; without it, what config.json says.
+    /// base, causal-lm, seq2seq-lm, masked-lm, next-sentence, pretraining or sequence-classification; without it, what config.json says.
     #[arg(long, value_name = "TASK")]
     task: Option<Task>,
     /// Add the gradient of the loss for every tensor that the task uses.

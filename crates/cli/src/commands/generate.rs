@@ -234,9 +234,12 @@ impl Generate {
         let options = BeamOptions { beams, length_penalty: self.length_penalty };
         let mut progress = Progress::new("searching", Some(requests.len() as u64));
         let mut out = Vec::new();
-        for (i, request) in requests.iter().enumerate() {
-            progress.update(i as u64, "prompts");
-            let found = engine.beam_search(request, options)?;
+        let mut done = 0;
+        let found = engine.beam_searches(requests, options, |_, _| {
+            done += 1;
+            progress.update(done, "prompts");
+        })?;
+        for (i, (request, found)) in requests.iter().zip(found).enumerate() {
             let Some(best) = found.into_iter().next() else { bail!("prompt {i}: the search found nothing") };
             let text = match engine.tokenizer() {
                 Some(t) => Some(t.decode(&best.ids, true)?),

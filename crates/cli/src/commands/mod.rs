@@ -2,9 +2,11 @@
 
 use crate::Context;
 
+mod average;
 mod bench;
 mod convert;
 mod embed;
+mod eval;
 mod forward;
 mod generate;
 mod inspect;
@@ -14,6 +16,7 @@ mod quickstart;
 mod tokenizer;
 mod train;
 mod train_options;
+mod translate;
 mod tree;
 
 /// What can be done.
@@ -24,9 +27,13 @@ pub(crate) enum Command {
     Plan(plan::Plan),
     Train(Box<train::Train>),
     Generate(generate::Generate),
+    Translate(translate::Translate),
+    #[command(subcommand)]
+    Eval(eval::EvalCommand),
     Embed(embed::Embed),
     Forward(forward::Forward),
     Convert(convert::Convert),
+    Average(average::Average),
     #[command(subcommand)]
     Tokenizer(tokenizer::TokenizerCommand),
     #[command(subcommand)]
@@ -42,9 +49,12 @@ impl Command {
             Self::Plan(command) => command.run(context),
             Self::Train(command) => command.run(context),
             Self::Generate(command) => command.run(context),
+            Self::Translate(command) => command.run(context),
+            Self::Eval(command) => command.run(context),
             Self::Embed(command) => command.run(context),
             Self::Forward(command) => command.run(context),
             Self::Convert(command) => command.run(context),
+            Self::Average(command) => command.run(context),
             Self::Tokenizer(command) => command.run(context),
             Self::Inspect(command) => command.run(context),
             Self::Bench(command) => command.run(context),

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use genus_text::Corpus;
 use genus_train::{Outcome, RunOptions, TrainConfig};
 use serde_json::json;
@@ -61,10 +61,9 @@ impl Train {
                 Usage("nothing to train: pass a preset (`genus tree` lists them) or a model folder".into()).into()
             );
         }
-        if !layers.has("data") {
-            return Err(
-                Usage("no data: pass --data PATH (files or folders of text, JSON lines or Parquet)".into()).into()
-            );
+        if !["data", "source", "target"].iter().any(|k| layers.has(k)) {
+            let message = "no data: pass --data PATH (files or folders of text, JSON lines or Parquet), or --source FILE and --target FILE";
+            return Err(Usage(message.into()).into());
         }
         let config = config(&layers)?;
         let options = RunOptions {
@@ -117,7 +116,7 @@ impl Train {
 /// The built-in corpus, for a run that has no data of its own: quickstart's.
 fn built_in(run: &Path) -> anyhow::Result<Option<Corpus>> {
     let config = TrainConfig::read(&run.join("config.toml"))?;
-    if config.data.is_empty() {
+    if config.data.is_empty() && config.source.is_empty() {
         Ok(Some(Corpus::from_documents("built-in corpus", corpus::documents()?)))
     } else {
         Ok(None)
@@ -149,9 +148,6 @@ pub(crate) fn config(layers: &Layers) -> anyhow::Result<TrainConfig> {
                 _ => config.model = found.display().to_string(),
             }
         }
-    }
-    if config.data.is_empty() {
-        bail!("no data");
     }
     Ok(config)
 }

@@ -19,7 +19,7 @@ options!(
         /// Start from this model's weights, with a fresh optimiser.
         #[arg(value_name = "MODEL", help_heading = "Model")]
         maybe init: PathBuf,
-        /// What is learned: causal, masked, or pretraining (masked words and next sentences); by default what the model was published with.
+        /// What is learned: causal, masked, pretraining (masked words and next sentences), or translation; by default what the model was published with.
         #[arg(value_name = "OBJECTIVE", help_heading = "Model")]
         maybe objective: Objective,
         /// Number of layers, instead of the preset's.
@@ -44,6 +44,18 @@ options!(
         #[arg(value_name = "P", allow_negative_numbers = true, help_heading = "Model")]
         maybe dropout: f32,
 
+        /// Text file to translate from, instead of --data; may be repeated; .gz is unpacked.
+        #[arg(value_name = "FILE", help_heading = "Data")]
+        list source: PathBuf,
+        /// Text file with the translations, line by line; as many as --source.
+        #[arg(value_name = "FILE", help_heading = "Data")]
+        list target: PathBuf,
+        /// Held-out text file to translate from.
+        #[arg(value_name = "FILE", help_heading = "Data")]
+        list dev_source: PathBuf,
+        /// Held-out text file with the translations.
+        #[arg(value_name = "FILE", help_heading = "Data")]
+        list dev_target: PathBuf,
         /// Held-out text: a file or folder, a fraction of the data, or none; by default 0.05.
         #[arg(value_name = "FILE|FRACTION", help_heading = "Data")]
         maybe dev: String,
@@ -74,6 +86,9 @@ options!(
         /// Recompute every layer in the backward pass instead of remembering it: much less memory, about a quarter more time, the same results.
         #[arg(help_heading = "Optimisation")]
         switch recompute,
+        /// The uniform distribution's weight in the targets of tokens; by default 0.1 for translation, else 0.
+        #[arg(value_name = "P", allow_negative_numbers = true, help_heading = "Optimisation")]
+        maybe label_smoothing: f64,
         /// Share of tokens to predict, of masked objectives.
         #[arg(value_name = "P", allow_negative_numbers = true, help_heading = "Data")]
         value mask_probability: f64 = library().mask_probability,

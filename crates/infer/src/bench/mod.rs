@@ -68,7 +68,7 @@ pub fn forward(model: &Model, batch: usize, context: usize, precision: Precision
         }
         Ok(start.elapsed())
     })
-    .map(|m| m.work(input.ids.len(), model.flops(&input.spans, predicted).forward))
+    .map(|m| m.work(input.ids.len(), model.flops(&input.spans, &Spans::single(0), predicted).forward))
 }
 
 /// Vectors of lines of natural length, text in, vectors out: tokenising, batching by length, forward pass and pooling. The time
@@ -96,7 +96,7 @@ pub fn lines(
         let all = start.elapsed();
         tokenizing.push(encoded.as_secs_f64());
         tokens = ids.iter().map(Vec::len).sum();
-        flops = model.flops(&Spans::from_lengths(ids.iter().map(Vec::len)), 0).forward;
+        flops = model.flops(&Spans::from_lengths(ids.iter().map(Vec::len)), &Spans::single(0), 0).forward;
         Ok(all)
     })?;
     let counted = tokenizing.split_off(tokenizing.len().saturating_sub(measured.seconds.len()));
@@ -212,7 +212,7 @@ mod tests {
         let gpt2 = tiny("gpt2", Task::CausalLm);
         let m = forward(&gpt2, 2, 5, Precision::F32, runs).unwrap();
         assert_eq!((m.tokens, m.seconds.len(), m.bytes), (10, 3, None));
-        assert_eq!(m.flops, gpt2.flops(&Spans::from_lengths([5, 5]), 10).forward);
+        assert_eq!(m.flops, gpt2.flops(&Spans::from_lengths([5, 5]), &Spans::single(0), 10).forward);
         assert_eq!(m.operations.iter().map(|e| e.flops).sum::<f64>(), 3.0 * m.flops);
         let m = prefill(&gpt2, 16, Precision::Bf16, runs).unwrap();
         assert_eq!((m.tokens, m.flops), (16, Flops::prompt(gpt2.spec(), 16)));

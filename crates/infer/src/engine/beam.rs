@@ -1,8 +1,10 @@
 //! Beam search.
 
-use super::{Engine, Request};
+use super::{Engine, GenerateOptions, Request};
 use crate::{Error, Result};
 use genus_models::SequenceCache;
+use std::collections::VecDeque;
+use std::sync::OnceLock;
 
 /// How beams are searched.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,11 +27,30 @@ pub struct Beam {
     pub ended: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Running {
     tokens: Vec<u32>,
     sum: f64,
     cache: SequenceCache,
+}
+
+/// Requests that are searched at a time.
+const TOGETHER: usize = 64;
+
+/// The search for one request.
+#[derive(Debug)]
+struct Search<'r> {
+    request: usize,
+    options: &'r GenerateOptions,
+    beam: BeamOptions,
+    /// What an encoder is to read before the first step.
+    source: Option<Vec<u32>>,
+    prompt: Vec<u32>,
+    running: Vec<Running>,
+    finished: Vec<Beam>,
+    step: usize,
+    /// Tokens that there is room for.
+    room: usize,
 }
 
 impl Engine<'_> {
@@ -40,92 +61,208 @@ impl Engine<'_> {
     /// # Errors
     /// As [`Engine::generate`], and when the options cannot be.
     pub fn beam_search(&self, request: &Request, options: BeamOptions) -> Result<Vec<Beam>> {
-        let BeamOptions { beams, length_penalty } = options;
-        if beams == 0 {
-            return Err(Error::option("beams", beams, "at least 1"));
-        }
-        if !length_penalty.is_finite() {
-            return Err(Error::option("length_penalty", length_penalty, "a finite number"));
-        }
-        request.options.check()?;
-        let o = &request.options;
-        let prompt = self.prompt(0, &request.prompt)?;
-        let score = |sum: f64, n: usize| sum / (n.max(1) as f64).powf(length_penalty);
-        let room = o.max_new_tokens.min(self.model.spec().n_ctx + 1 - prompt.len());
-        let mut running = vec![Running { tokens: Vec::new(), sum: 0.0, cache: SequenceCache::new() }];
-        let mut finished: Vec<Beam> = Vec::new();
-        for step in 0..room {
+        Ok(self.beam_searches(std::slice::from_ref(request), options, |_, _| {})?.pop().unwrap_or_default())
+    }
+
+    /// As [`Engine::beam_search`], for many requests: they are searched together, and none depends on the others. `on_done` sees the
+    /// number of each finished request and its beams.
+    ///
+    /// # Errors
+    /// As [`Engine::beam_search`], before anything is run where a request cannot be.
+    pub fn beam_searches(
+        &self,
+        requests: &[Request],
+        options: BeamOptions,
+        mut on_done: impl FnMut(usize, &[Beam]),
+    ) -> Result<Vec<Vec<Beam>>> {
+        let searches = requests.iter().enumerate().map(|(i, r)| Search::new(self, i, r, options));
+        let mut waiting: VecDeque<Search<'_>> = searches.collect::<Result<_>>()?;
+        let mut active: Vec<Search<'_>> = Vec::new();
+        let mut done: Vec<Vec<Beam>> = requests.iter().map(|_| Vec::new()).collect();
+        loop {
+            self.start(&mut active, &mut waiting)?;
+            if active.is_empty() {
+                return Ok(done);
+            }
             if self.cancelled() {
                 return Err(Error::Interrupted);
             }
-            let rows = self.extend(&prompt, &mut running)?;
-            // (log-probability, beam, token), best first; equal ones in the order of beams and ids.
-            let mut next: Vec<(f64, usize, u32)> = Vec::new();
-            for (b, row) in rows.iter().enumerate() {
-                if let Some(id) = row.iter().position(|x| !x.is_finite()) {
-                    return Err(Error::Logits { request: 0, step, id, found: row[id] });
+            let best = self.extend(&mut active)?;
+            for (search, best) in active.iter_mut().zip(best) {
+                search.advance(best)?;
+            }
+            active.retain_mut(|search| {
+                let ended = search.ended();
+                if ended {
+                    done[search.request] = search.result();
+                    on_done(search.request, &done[search.request]);
                 }
-                let norm = log_sum_exp(row);
-                let few = o.min_new_tokens > step;
-                let all = row.iter().enumerate().filter(|(i, _)| !(few && o.eos.contains(&(*i as u32))));
-                next.extend(all.map(|(i, x)| (running[b].sum + f64::from(*x) - norm, b, i as u32)));
-                next.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-                next.truncate(beams * (1 + o.eos.len().max(1)));
-            }
-            let mut kept = Vec::new();
-            for (rank, &(sum, b, id)) in next.iter().enumerate() {
-                if kept.len() == beams {
-                    break;
-                }
-                let mut tokens = running[b].tokens.clone();
-                tokens.push(id);
-                if !o.ignore_eos && o.eos.contains(&id) {
-                    // An end that is not among the best is no result.
-                    if rank < beams {
-                        finished.push(Beam { score: score(sum, tokens.len()), ids: tokens, ended: true });
-                    }
-                } else {
-                    kept.push((tokens, sum, b));
-                }
-            }
-            finished.sort_by(|a, b| b.score.total_cmp(&a.score));
-            finished.truncate(beams);
-            let best = kept.first().map(|k| score(k.1, step + 1));
-            let last = step + 1 == room;
-            if last || kept.is_empty() {
-                finished.extend(kept.into_iter().map(|(ids, sum, _)| Beam {
-                    score: score(sum, ids.len()),
-                    ids,
-                    ended: false,
-                }));
-                break;
-            }
-            if finished.len() == beams && best.is_some_and(|b| b <= finished[beams - 1].score) {
-                break;
-            }
-            running = fork(running, kept)?;
+                !ended
+            });
         }
-        finished.sort_by(|a, b| b.score.total_cmp(&a.score));
-        finished.truncate(beams);
-        Ok(finished)
     }
 
-    /// Reads each beam's last token (the whole prompt at first).
-    fn extend(&self, prompt: &[u32], running: &mut [Running]) -> Result<Vec<Vec<f32>>> {
-        let mut caches: Vec<SequenceCache> = running.iter_mut().map(|r| std::mem::take(&mut r.cache)).collect();
-        let pieces: Vec<&[u32]> = running
-            .iter()
-            .map(|r| match r.tokens.len() {
-                0 => prompt,
-                n => &r.tokens[n - 1..],
-            })
-            .collect();
-        let wanted = vec![true; pieces.len()];
-        let rows = self.forward(&pieces, &mut caches, &wanted)?.read(|rows| rows.map(<[f32]>::to_vec).collect())?;
-        for (r, cache) in running.iter_mut().zip(caches) {
-            r.cache = cache;
+    /// Takes up waiting searches, as many as a pass may have; their sources are read.
+    fn start<'r>(&self, active: &mut Vec<Search<'r>>, waiting: &mut VecDeque<Search<'r>>) -> Result<()> {
+        let (first, mut tokens) = (active.len(), 0);
+        while active.len() < TOGETHER
+            && let Some(next) = waiting.front()
+        {
+            tokens += next.prompt.len() + next.source.as_ref().map_or(0, Vec::len);
+            if tokens > self.step_tokens && active.len() > first {
+                break;
+            }
+            active.extend(waiting.pop_front());
         }
-        Ok(rows)
+        let taken = active[first..].iter_mut();
+        let (sources, mut caches): (Vec<_>, Vec<_>) =
+            taken.filter_map(|s| Some((s.source.take()?, &mut s.running.first_mut()?.cache))).unzip();
+        self.read_sources(&sources.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut caches)
+    }
+
+    /// Reads the last token of each beam (the whole prompt at first); of each search, what its beams may go on with.
+    fn extend(&self, active: &mut [Search<'_>]) -> Result<Vec<Vec<Best>>> {
+        let beams = active.iter_mut().flat_map(|s| s.running.iter_mut());
+        let mut caches: Vec<SequenceCache> = beams.map(|r| std::mem::take(&mut r.cache)).collect();
+        let piece = |s: &'_ Search<'_>, r: &Running| match r.tokens.last() {
+            None => s.prompt.clone(),
+            Some(&last) => vec![last],
+        };
+        let pieces: Vec<Vec<u32>> = active.iter().flat_map(|s| s.running.iter().map(move |r| piece(s, r))).collect();
+        let wanted = vec![true; pieces.len()];
+        let logits = self.forward(&pieces.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut caches, &wanted)?;
+        let beams = active.iter_mut().flat_map(|s| s.running.iter_mut());
+        beams.zip(caches).for_each(|(r, cache)| r.cache = cache);
+        let of_row: Vec<&Search<'_>> = active.iter().flat_map(|s| s.running.iter().map(move |_| s)).collect();
+        let slots: Vec<OnceLock<Best>> = of_row.iter().map(|_| OnceLock::new()).collect();
+        logits.read(|rows| {
+            let rows: Vec<&[f32]> = rows.collect();
+            genus_ops::pool::run_chunks(rows.len(), 1, |range| {
+                for i in range {
+                    let _ = slots[i].set(of_row[i].best(rows[i]));
+                }
+            });
+        })?;
+        let mut best = slots.into_iter().filter_map(OnceLock::into_inner);
+        Ok(active.iter().map(|s| best.by_ref().take(s.running.len()).collect()).collect())
+    }
+}
+
+/// What a beam may go on with.
+#[derive(Debug)]
+struct Best {
+    /// The likeliest tokens with their logits, best first, equal ones in the order of ids.
+    tokens: Vec<(f32, u32)>,
+    /// What is subtracted from a logit for its log-probability.
+    norm: f64,
+    /// The first logit that is no number.
+    bad: Option<(usize, f32)>,
+}
+
+impl<'r> Search<'r> {
+    fn new(engine: &Engine<'_>, number: usize, request: &'r Request, beam: BeamOptions) -> Result<Self> {
+        if beam.beams == 0 {
+            return Err(Error::option("beams", beam.beams, "at least 1"));
+        }
+        if !beam.length_penalty.is_finite() {
+            return Err(Error::option("length_penalty", beam.length_penalty, "a finite number"));
+        }
+        request.options.check()?;
+        let (source, prompt) = engine.prompt(number, &request.prompt)?;
+        let room = request.options.max_new_tokens.min(engine.model.spec().n_ctx + 1 - prompt.len());
+        let running = if room == 0 { Vec::new() } else { vec![Running::default()] };
+        let options = &request.options;
+        Ok(Search { request: number, options, beam, source, prompt, running, finished: Vec::new(), step: 0, room })
+    }
+
+    /// Whether it is too early for an end.
+    fn few(&self) -> bool {
+        self.options.min_new_tokens > self.step
+    }
+
+    /// What a beam with these logits may go on with: as many as could be among the best of all.
+    fn best(&self, row: &[f32]) -> Best {
+        let most = self.beam.beams * (1 + self.options.eos.len().max(1));
+        let mut tokens: Vec<(f32, u32)> = Vec::with_capacity(most + 1);
+        if let Some(bad) = row.iter().position(|x| !x.is_finite()) {
+            return Best { tokens, norm: 0.0, bad: Some((bad, row[bad])) };
+        }
+        let few = self.few();
+        for (&x, id) in row.iter().zip(0..) {
+            let last = tokens.last().filter(|_| tokens.len() == most);
+            if last.is_some_and(|l| x <= l.0) || (few && self.options.eos.contains(&id)) {
+                continue;
+            }
+            let at = tokens.partition_point(|t| t.0 >= x);
+            tokens.insert(at, (x, id));
+            tokens.truncate(most);
+        }
+        Best { tokens, norm: log_sum_exp(row), bad: None }
+    }
+
+    fn score(&self, sum: f64, n: usize) -> f64 {
+        sum / (n.max(1) as f64).powf(self.beam.length_penalty)
+    }
+
+    /// Takes one step: of all that the beams may go on with, the best go on or end.
+    fn advance(&mut self, best: Vec<Best>) -> Result<()> {
+        let (beams, step, o) = (self.beam.beams, self.step, self.options);
+        if let Some((id, found)) = best.iter().find_map(|b| b.bad) {
+            return Err(Error::Logits { request: self.request, step, id, found });
+        }
+        // (log-probability, beam, token), best first; equal ones in the order of beams and ids.
+        let mut next: Vec<(f64, usize, u32)> = Vec::new();
+        for (b, (row, running)) in best.iter().zip(&self.running).enumerate() {
+            next.extend(row.tokens.iter().map(|&(x, id)| (running.sum + f64::from(x) - row.norm, b, id)));
+        }
+        next.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+        let mut kept = Vec::new();
+        for (rank, &(sum, b, id)) in next.iter().enumerate() {
+            if kept.len() == beams {
+                break;
+            }
+            let mut tokens = self.running[b].tokens.clone();
+            tokens.push(id);
+            if !o.ignore_eos && o.eos.contains(&id) {
+                // An end that is not among the best is no result.
+                if rank < beams {
+                    let score = self.score(sum, tokens.len());
+                    self.finished.push(Beam { score, ids: tokens, ended: true });
+                }
+            } else {
+                kept.push((tokens, sum, b));
+            }
+        }
+        self.keep_best();
+        self.step += 1;
+        if self.step == self.room || kept.is_empty() {
+            for (ids, sum, _) in kept {
+                self.finished.push(Beam { score: self.score(sum, ids.len()), ids, ended: false });
+            }
+            self.keep_best();
+            self.running.clear();
+            return Ok(());
+        }
+        // No running beam can beat the finished ones any more.
+        if self.finished.len() == beams && self.score(kept[0].1, self.step) <= self.finished[beams - 1].score {
+            self.running.clear();
+            return Ok(());
+        }
+        self.running = fork(std::mem::take(&mut self.running), kept)?;
+        Ok(())
+    }
+
+    fn keep_best(&mut self) {
+        self.finished.sort_by(|a, b| b.score.total_cmp(&a.score));
+        self.finished.truncate(self.beam.beams);
+    }
+
+    fn ended(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    fn result(&mut self) -> Vec<Beam> {
+        std::mem::take(&mut self.finished)
     }
 }
 

@@ -16,7 +16,7 @@ pub use options::{GenerateOptions, GenerationConfig, MAX_NEW_TOKENS, Overrides, 
 pub(crate) use sampling::argmax;
 
 use crate::{Error, Result};
-use genus_models::{Input, Model, SequenceCache, Task};
+use genus_models::{Encoded, Input, Model, SequenceCache, Task};
 use genus_nn::Attend;
 use genus_ops::{DType, Device, Path, Precision, Tape, Tensor, with_slice};
 use genus_text::Tokenizer;
@@ -28,7 +28,8 @@ use text::TextStream;
 /// One prompt to continue.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Its tokens; where there are none, the model's first token (`bos_token_id`) stands for them.
+    /// Its tokens; where there are none, the model's first token (`bos_token_id`) stands for them. To a model that reads one sequence
+    /// and writes another, they are what it reads, and what it writes begins with its `decoder_start_token_id`.
     pub prompt: Vec<u32>,
     /// How to continue it.
     pub options: GenerateOptions,
@@ -102,12 +103,19 @@ impl<'a> Engine<'a> {
     /// An engine for a model that predicts the next token; without a tokenizer it works on ids alone.
     ///
     /// # Errors
-    /// [`Error::NotCausal`] when the model does not predict the next token.
+    /// [`Error::NotCausal`] when the model does not predict the next token; when one that writes has no token to begin with.
     pub fn new(model: &'a Model, tokenizer: Option<&'a Tokenizer>) -> Result<Self> {
-        require_causal(model, "generate")?;
-        let named = model.config_field("bos_token_id").and_then(|v| v.as_u64()).and_then(|n| u32::try_from(n).ok());
-        let bos = named.or_else(|| tokenizer.and_then(|t| t.special().bos));
+        let named = |field| model.config_field(field).and_then(|v| v.as_u64()).and_then(|n| u32::try_from(n).ok());
+        let bos = if model.task() == Task::Seq2SeqLm {
+            named("decoder_start_token_id")
+        } else {
+            require_causal(model, "generate")?;
+            named("bos_token_id").or_else(|| tokenizer.and_then(|t| t.special().bos))
+        };
         let bos = bos.filter(|&id| (id as usize) < model.spec().vocab_size);
+        if bos.is_none() && model.has_encoder() {
+            return Err(Error::NoStart { vocab_size: model.spec().vocab_size });
+        }
         Ok(Engine {
             model,
             tokenizer,
@@ -154,13 +162,19 @@ impl<'a> Engine<'a> {
         self.tokenizer
     }
 
-    /// A prompt's tokens, with what the tokenizer puts around a text.
+    /// A prompt's tokens, with what the tokenizer puts around a text; of a text to be read by an encoder, with the end token.
     ///
     /// # Errors
     /// Without a tokenizer, and when it cannot spell the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let tokenizer = self.tokenizer.ok_or(Error::NoTokenizer { what: "a prompt given as text" })?;
-        Ok(tokenizer.encode(text, true)?)
+        let mut ids = tokenizer.encode(text, true)?;
+        if self.model.has_encoder() {
+            let named = self.model.config_field("eos_token_id").and_then(|v| v.as_u64()).map(|n| n as u32);
+            let end = named.or_else(|| tokenizer.end_of_text());
+            ids.extend(end.filter(|end| ids.last() != Some(end)));
+        }
+        Ok(ids)
     }
 
     /// An empty batch.
@@ -204,10 +218,20 @@ impl<'a> Engine<'a> {
         Tape::inference().with_path(self.path).with_precision(self.precision)
     }
 
+    /// What an encoder is to read, if there is one, and the tokens that are continued; checked.
+    fn prompt(&self, request: usize, prompt: &[u32]) -> Result<(Option<Vec<u32>>, Vec<u32>)> {
+        let tokens = self.tokens(request, prompt)?;
+        Ok(match self.bos {
+            Some(start) if self.model.has_encoder() => (Some(tokens), vec![start]),
+            _ => (None, tokens),
+        })
+    }
+
     /// The tokens that a prompt stands for, checked.
-    fn prompt(&self, request: usize, prompt: &[u32]) -> Result<Vec<u32>> {
+    fn tokens(&self, request: usize, prompt: &[u32]) -> Result<Vec<u32>> {
         let tokens = match (prompt.is_empty(), self.bos) {
             (true, None) => return Err(Error::EmptyPrompt { request }),
+            (true, _) if self.model.has_encoder() => return Err(Error::EmptyPrompt { request }),
             (true, Some(bos)) => vec![bos],
             (false, _) => prompt.to_vec(),
         };
@@ -219,6 +243,21 @@ impl<'a> Engine<'a> {
             return Err(Error::Id { request, id: tokens[place], place, vocab_size });
         }
         Ok(tokens)
+    }
+
+    /// Reads sources together, each into its cache.
+    fn read_sources(&self, sources: &[&[u32]], caches: &mut [&mut SequenceCache]) -> Result<()> {
+        if sources.is_empty() {
+            return Ok(());
+        }
+        let tape = self.tape();
+        let input = Input::from_sequences(sources);
+        let states = self.model.encode(&tape, &input, false)?.last;
+        let encoded = Encoded { states, spans: input.spans };
+        let mut kept: Vec<SequenceCache> = caches.iter_mut().map(|c| std::mem::take(*c)).collect();
+        self.model.keep_encoded(&tape, &encoded, &mut kept)?;
+        caches.iter_mut().zip(kept).for_each(|(c, k)| **c = k);
+        Ok(())
     }
 
     /// Runs `pieces` (new tokens, one list a cache) and returns the logits after the last token of those that are `wanted`.
@@ -263,8 +302,12 @@ pub(crate) fn require_causal(model: &Model, what: &'static str) -> Result<()> {
 #[derive(Debug)]
 struct Sequence {
     request: usize,
+    /// What an encoder is to read before the first step.
+    source: Option<Vec<u32>>,
     tokens: Vec<u32>,
     prompt: usize,
+    /// Number of tokens of the request's prompt, for the report.
+    prompt_tokens: usize,
     cache: SequenceCache,
     options: GenerateOptions,
     sampler: Sampler,
@@ -331,7 +374,7 @@ impl Sequence {
             rest = text.finish()?;
         }
         let completion = Completion {
-            prompt_tokens: self.prompt,
+            prompt_tokens: self.prompt_tokens,
             ids: self.tokens[self.prompt..].to_vec(),
             text: self.text.as_ref().map(|t| t.text().to_owned()),
             finish,
@@ -357,7 +400,7 @@ impl Batch<'_> {
         let number = self.added;
         let options = request.options.clone();
         options.check()?;
-        let tokens = self.engine.prompt(number, &request.prompt)?;
+        let (source, tokens) = self.engine.prompt(number, &request.prompt)?;
         let text = self.engine.tokenizer.map(|t| TextStream::new(t.stream_decoder(true), &options.stop));
         if text.is_none() && !options.stop.is_empty() {
             return Err(Error::NoTokenizer { what: "a stop text" });
@@ -366,6 +409,8 @@ impl Batch<'_> {
         self.running.push(Sequence {
             request: number,
             prompt: tokens.len(),
+            prompt_tokens: source.as_ref().map_or(tokens.len(), Vec::len),
+            source,
             sampler: Sampler::new(&options, &tokens),
             tokens,
             cache: SequenceCache::new(),
@@ -398,6 +443,10 @@ impl Batch<'_> {
             *n = s.unread().min(budget);
             budget -= *n;
         }
+        let reading = self.running.iter_mut().zip(&take).filter(|(_, n)| **n > 0).map(|(s, _)| s);
+        let (sources, mut read): (Vec<_>, Vec<_>) =
+            reading.filter_map(|s| Some((s.source.take()?, &mut s.cache))).unzip();
+        self.engine.read_sources(&sources.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut read)?;
         let mut caches = Vec::new();
         let mut wanted = Vec::new();
         for (s, &n) in self.running.iter_mut().zip(&take).filter(|(_, n)| **n > 0) {

@@ -40,6 +40,8 @@ pub struct PaddedBatch {
 /// A batch without padding, ready to run.
 pub(crate) struct Ragged {
     pub input: Input,
+    /// What is written, of a model that reads one sequence and writes another; then `input` is what is read.
+    pub target: Option<Input>,
     /// One a real token, for the heads that predict tokens.
     pub token_labels: Option<Vec<i32>>,
     /// One a sequence.
@@ -118,8 +120,19 @@ impl PaddedBatch {
         }
     }
 
-    /// A `[rows, width]` field.
+    /// A `[rows, width]` field, with `input_ids`' shape.
     fn matrix(&self, field: &'static str, ok: impl Fn(i64) -> bool, what: &str) -> Result<Option<Vec<Vec<i64>>>> {
+        self.matrix_of(field, self.width, ok, what)
+    }
+
+    /// A `[rows, width]` field; any width, the same for all rows, where `width` is 0.
+    fn matrix_of(
+        &self,
+        field: &'static str,
+        width: usize,
+        ok: impl Fn(i64) -> bool,
+        what: &str,
+    ) -> Result<Option<Vec<Vec<i64>>>> {
         let Some(value) = self.file.get(field) else { return Ok(None) };
         let rows = value.as_array().ok_or_else(|| self.bad(field, kind(value), "a list of rows"))?;
         if self.rows > 0 && rows.len() != self.rows {
@@ -130,12 +143,12 @@ impl PaddedBatch {
             let row = row
                 .as_array()
                 .ok_or_else(|| self.bad(format!("{field}[{r}]"), kind(row), "a list of whole numbers"))?;
-            let width = match self.width {
+            let wanted = match width {
                 0 => out.first().map_or(row.len(), Vec::len),
                 n => n,
             };
-            if row.len() != width {
-                let expected = format!("{width}, as in {}", if self.width > 0 { "input_ids" } else { "the first row" });
+            if row.len() != wanted {
+                let expected = format!("{wanted}, as in {}", if width > 0 { "input_ids" } else { "the first row" });
                 return Err(self.bad(format!("{field}[{r}]"), format!("{} numbers", row.len()), expected));
             }
             out.push(
@@ -199,7 +212,7 @@ impl PaddedBatch {
     /// The batch as `model` takes it for its task.
     pub(crate) fn ragged(&self, model: &Model) -> Result<Ragged> {
         let (spec, task) = (model.spec(), model.task());
-        self.check_fields(task)?;
+        self.check_fields(task, model.has_encoder())?;
         let ids = self.below("input_ids", &self.ids, spec.vocab_size, "vocab_size")?;
         let positions = self.matrix("position_ids", |_| true, "whole numbers")?;
         let rows = spec.n_ctx + spec.positions.offset();
@@ -222,21 +235,27 @@ impl PaddedBatch {
                 ));
             }
         };
-        let token_labels = if task.predicts_tokens() { self.token_labels(task, spec.vocab_size)? } else { None };
+        let target = if model.has_encoder() { Some(self.target(model)?) } else { None };
+        let token_labels = match &target {
+            Some(target) => self.target_labels(target, spec.vocab_size)?,
+            None if task.predicts_tokens() => self.token_labels(task, spec.vocab_size)?,
+            None => None,
+        };
         let pair_labels = self.pair_labels(task)?;
         let spans = Spans::from_lengths(self.real.iter().map(Range::len));
         let class_labels = match task {
             Task::SequenceClassification => self.class_labels(model.labels())?,
             _ => None,
         };
-        Ok(Ragged { input: Input { ids, spans, positions, types }, token_labels, pair_labels, class_labels })
+        Ok(Ragged { input: Input { ids, spans, positions, types }, target, token_labels, pair_labels, class_labels })
     }
 
     /// Fields that the task does not take are errors: silently ignoring one would hide a mistake.
-    fn check_fields(&self, task: Task) -> Result<()> {
-        let mut takes = vec!["input_ids", "attention_mask", "token_type_ids", "position_ids"];
+    fn check_fields(&self, task: Task, has_encoder: bool) -> Result<()> {
+        let mut takes = vec!["input_ids", "attention_mask"];
+        takes.extend(if has_encoder { &["decoder_input_ids"][..] } else { &["token_type_ids", "position_ids"] });
         match task {
-            Task::CausalLm | Task::MaskedLm | Task::SequenceClassification => takes.push("labels"),
+            Task::Seq2SeqLm | Task::CausalLm | Task::MaskedLm | Task::SequenceClassification => takes.push("labels"),
             Task::NextSentence | Task::Pretraining => takes.extend(["labels", "next_sentence_label"]),
             _ => {}
         }
@@ -244,6 +263,65 @@ impl PaddedBatch {
             None => Ok(()),
             Some(key) => Err(self.bad(*key, "a field", format!("none: the task {task} takes {}", takes.join(", ")))),
         }
+    }
+
+    /// What a model with an encoder writes: `decoder_input_ids`, or the labels one place further on. There is no mask for it: all of
+    /// its places are real, and as each sees only those before it, padding behind a row changes nothing in front of it.
+    fn target(&self, model: &Model) -> Result<Input> {
+        let vocab_size = model.spec().vocab_size;
+        let id = |field: &'static str| model.config_field(field).and_then(Value::as_i64);
+        let rows = match self.matrix_of("decoder_input_ids", 0, |_| true, "whole numbers")? {
+            Some(rows) => rows,
+            None => {
+                let labels = self.matrix_of("labels", 0, |_| true, "whole numbers")?.ok_or_else(|| {
+                    self.bad("decoder_input_ids", "nothing", "rows of token ids (or labels, which give them)")
+                })?;
+                let start = id("decoder_start_token_id").ok_or_else(|| {
+                    self.bad("decoder_input_ids", "nothing", "a field: config.json has no decoder_start_token_id")
+                })?;
+                let ids = |row: Vec<i64>| {
+                    let before = row.len().saturating_sub(1);
+                    std::iter::once(start).chain(row.into_iter().take(before)).collect::<Vec<i64>>()
+                };
+                let mut rows: Vec<Vec<i64>> = labels.into_iter().map(ids).collect();
+                for n in rows.iter_mut().flatten().filter(|n| **n == i64::from(IGNORE)) {
+                    *n = id("pad_token_id").ok_or_else(|| {
+                        self.bad("labels", "-100", "a token id: config.json has no pad_token_id to stand for it")
+                    })?;
+                }
+                rows
+            }
+        };
+        let n_ctx = model.spec().n_ctx;
+        for (r, row) in rows.iter().enumerate() {
+            if row.is_empty() || row.len() > n_ctx {
+                let expected = format!("from 1 to {n_ctx} (n_ctx)");
+                return Err(self.bad(format!("decoder_input_ids[{r}]"), format!("{} tokens", row.len()), expected));
+            }
+            if let Some(c) = row.iter().position(|&n| n < 0 || n as u64 >= vocab_size as u64) {
+                let expected = format!("from 0 to {} (vocab_size)", vocab_size.saturating_sub(1));
+                return Err(self.bad(format!("decoder_input_ids[{r}][{c}]"), row[c].to_string(), expected));
+            }
+        }
+        let ids: Vec<Vec<u32>> = rows.iter().map(|r| r.iter().map(|&n| n as u32).collect()).collect();
+        Ok(Input::from_sequences(&ids))
+    }
+
+    /// One label for each place that is written.
+    fn target_labels(&self, target: &Input, vocab_size: usize) -> Result<Option<Vec<i32>>> {
+        let fits = |n: i64| n == i64::from(IGNORE) || (0..vocab_size as i64).contains(&n);
+        let what = format!("-100 or from 0 to {} (vocab_size)", vocab_size.saturating_sub(1));
+        let Some(rows) = self.matrix_of("labels", 0, fits, &what)? else { return Ok(None) };
+        let width = target.spans.iter().next().map_or(0, |r| r.len());
+        if let Some(row) = rows.iter().find(|row| row.len() != width) {
+            let expected = format!("{width}, as in decoder_input_ids");
+            return Err(self.bad("labels", format!("{} numbers a row", row.len()), expected));
+        }
+        let labels: Vec<i32> = rows.into_iter().flatten().map(|n| n as i32).collect();
+        if labels.iter().all(|&t| t == IGNORE) {
+            return Err(self.bad("labels", "no token to predict", "at least one label other than -100"));
+        }
+        Ok(Some(labels))
     }
 
     /// One target a real token; shifted for the causal task, where the token before predicts it.

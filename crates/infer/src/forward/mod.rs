@@ -7,9 +7,10 @@ pub use batch::PaddedBatch;
 use crate::{Error, Result};
 use batch::Ragged;
 use candle_core::{DType, Device, Tensor};
-use genus_models::{Model, Task};
+use genus_models::{Encoded, Input, Model, Task};
 use genus_nn::{ClassTargets, Hidden};
 use genus_ops::{IGNORE, Path, Precision, Tape, Value, weighted_sum};
+use std::ops::Range;
 
 /// What to compute beside the task's outputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,15 +46,30 @@ pub fn forward(model: &Model, batch: &PaddedBatch, options: &ForwardOptions) -> 
     let ragged = batch.ragged(model)?;
     let tape = if options.grad { Tape::recording() } else { Tape::inference() };
     let tape = tape.with_path(options.path).with_precision(options.precision);
-    let hidden = model.hidden(&tape, &ragged.input, None, options.hidden_states)?;
-    let mut out = Outputs { batch, options: *options, tensors: Vec::new() };
+    let real = Rows::real(batch);
+    let mut out = Outputs { batch, options: *options, tensors: Vec::new(), rows: real.clone() };
+    let hidden = match &ragged.target {
+        None => model.hidden(&tape, &ragged.input, None, options.hidden_states)?,
+        Some(target) => {
+            let read = model.encode(&tape, &ragged.input, options.hidden_states)?;
+            let encoded = Encoded { states: read.last.clone(), spans: ragged.input.spans.clone() };
+            let written = model.decode(&tape, target, &encoded, options.hidden_states)?;
+            out.tokens("encoder_last_hidden_state".into(), &read.last)?;
+            for (i, h) in read.all.iter().enumerate() {
+                out.tokens(format!("encoder_hidden_states.{i}"), h)?;
+            }
+            out.rows = Rows::whole(target);
+            written
+        }
+    };
     let loss = out.heads(&tape, model, &hidden, &ragged)?;
     if let Some(loss) = &loss {
         let value = loss.tensor().to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.sum_all()?;
         out.tensors.insert(0, ("loss".into(), value));
     }
     for (i, h) in hidden.all.iter().enumerate() {
-        out.tokens(format!("hidden_states.{i}"), h)?;
+        let side = if ragged.target.is_some() { "decoder_" } else { "" };
+        out.tokens(format!("{side}hidden_states.{i}"), h)?;
     }
     if options.grad {
         let Some(loss) = loss else {
@@ -69,10 +85,31 @@ pub fn forward(model: &Model, batch: &PaddedBatch, options: &ForwardOptions) -> 
     Ok(out.tensors)
 }
 
+/// Where the real tokens of padded rows lie.
+#[derive(Clone)]
+struct Rows {
+    width: usize,
+    real: Vec<Range<usize>>,
+}
+
+impl Rows {
+    fn real(batch: &PaddedBatch) -> Self {
+        Rows { width: batch.width(), real: batch.real().to_vec() }
+    }
+
+    /// Rows of one length, without padding.
+    fn whole(input: &Input) -> Self {
+        let real: Vec<Range<usize>> = input.spans.iter().map(|r| 0..r.len()).collect();
+        Rows { width: real.first().map_or(0, Range::len), real }
+    }
+}
+
 struct Outputs<'a> {
     batch: &'a PaddedBatch,
     options: ForwardOptions,
     tensors: Vec<(String, Tensor)>,
+    /// Of values with one row a real token.
+    rows: Rows,
 }
 
 impl Outputs<'_> {
@@ -144,10 +181,10 @@ impl Outputs<'_> {
     fn tokens(&mut self, name: String, v: &Value) -> Result<()> {
         let d = v.dims().last().copied().unwrap_or(0);
         let flat = genus_ops::to_vec(v.tensor())?;
-        let (rows, width) = (self.batch.rows(), self.batch.width());
+        let (rows, width) = (self.rows.real.len(), self.rows.width);
         let mut padded = vec![0f32; rows * width * d];
         let mut at = 0;
-        for (r, real) in self.batch.real().iter().enumerate() {
+        for (r, real) in self.rows.real.iter().enumerate() {
             let n = real.len() * d;
             let to = (r * width + real.start) * d;
             padded[to..to + n].copy_from_slice(&flat[at..at + n]);

@@ -80,7 +80,11 @@ fn all_finite(values: &[f32]) -> bool {
 }
 
 impl Source for Checkpoint<'_> {
-    fn get(&mut self, name: &str, shape: &[usize], _: Init) -> genus_nn::Result<Tensor> {
+    fn get(&mut self, name: &str, shape: &[usize], init: Init) -> genus_nn::Result<Tensor> {
+        // A buffer that checkpoints may lack.
+        if init == Init::Zeros && self.resolution.absent.iter().any(|n| n == name) {
+            return Ok(Tensor::zeros(shape, self.options.dtype, &self.options.device)?);
+        }
         let (file, values) = (self.file(name)?.to_owned(), self.values(name)?);
         let finite = all_finite(&values);
         // The resolution checked the shape.
@@ -174,7 +178,7 @@ impl Model {
         let expected: Vec<Expected> = family
             .plan_labelled(&spec, task, &labels)?
             .into_iter()
-            .map(|p| match task == Task::Base && p.name.starts_with("pooler.") {
+            .map(|p| match !p.learns || (task == Task::Base && p.name.starts_with("pooler.")) {
                 true => Expected::optional(p.name, p.shape),
                 false => Expected::required(p.name, p.shape),
             })

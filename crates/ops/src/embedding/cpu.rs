@@ -24,6 +24,15 @@ pub(crate) fn add_rows(table: &[f32], ids: &[u32], d: usize, add: bool, out: &mu
     });
 }
 
+/// Multiplies all elements.
+pub(crate) fn multiply(x: &mut [f32], factor: f32) {
+    let (n, to) = (x.len(), SendPtr(x.as_mut_ptr()));
+    pool::run_chunks(n, 1 << 14, |r| {
+        // SAFETY: chunks do not overlap.
+        unsafe { to.slice(r.start, r.len()) }.iter_mut().for_each(|x| *x *= factor);
+    });
+}
+
 /// As [`add_rows`], from a table that is packed as the weight of a (tied) projection.
 pub(crate) fn add_prepared_rows(table: &Prepared, ids: &[u32], d: usize, add: bool, out: &mut [f32]) {
     assert_eq!(out.len(), ids.len() * d);

@@ -1,9 +1,11 @@
 //! Documents from files.
 
+mod parallel;
 mod read;
 mod sentences;
 mod table;
 
+pub use parallel::{Pairs, Parallel};
 pub use sentences::split_sentences;
 
 use crate::error::{Result, TextError};

@@ -32,6 +32,11 @@ impl Lines {
         &self.path
     }
 
+    /// The line that was read last, from 1.
+    pub(super) fn line(&self) -> u64 {
+        self.line
+    }
+
     /// The line that was read last, for messages.
     pub(super) fn number(&self) -> String {
         format!("line {}", self.line)

@@ -4,11 +4,13 @@ mod causal;
 mod mask;
 mod pairs;
 mod stream;
+mod translation;
 
 pub use causal::{CausalWindows, WindowOptions};
 pub use mask::{MaskingConfig, mask_tokens};
 pub use pairs::{PairExamples, PairOptions, Segments};
 pub use stream::{BuildProgress, SentenceSplit, SentenceStream, TokenStream, Tokens};
+pub use translation::{TranslationExamples, TranslationOptions};
 
 /// What is known about a whole example, for models that classify sequences.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +38,8 @@ pub struct Sample {
     pub next_sentence: Option<u32>,
     /// What the whole example is labelled with, if it is. It has one span then.
     pub label: Option<SequenceLabel>,
+    /// What is read before, of examples that translate. They have one span.
+    pub source: Vec<u32>,
 }
 
 /// Examples behind one another, as plain vectors. `n` is the number of ids, `s` of spans, `b` of examples.
@@ -53,6 +57,10 @@ pub struct Batch {
     pub next_sentence: Vec<u32>,
     /// Labels of whole examples `[b]`, or empty. One span an example then.
     pub sequence_labels: Vec<SequenceLabel>,
+    /// What is read before, of all examples behind one another; empty where nothing is.
+    pub sources: Vec<u32>,
+    /// Lengths of the sources `[b]`, or empty. One span an example then.
+    pub source_spans: Vec<usize>,
     /// Number of examples.
     pub examples: usize,
 }
@@ -66,6 +74,10 @@ impl Batch {
         self.labels.extend(sample.labels);
         self.next_sentence.extend(sample.next_sentence);
         self.sequence_labels.extend(sample.label);
+        if !sample.source.is_empty() {
+            self.source_spans.push(sample.source.len());
+            self.sources.extend(sample.source);
+        }
         self.examples += 1;
     }
 

@@ -150,27 +150,39 @@ impl TokenStream {
     }
 }
 
-/// Walks a corpus a few megabytes at a time: encodes in parallel, hands the results over in order.
+/// Walks a corpus as [`in_parallel`] does.
 fn in_batches<T: Send>(
     corpus: &Corpus,
     encode: impl Fn(&String) -> Result<T> + Sync,
-    mut progress: impl FnMut(BuildProgress),
-    mut take: impl FnMut(T) -> usize,
+    progress: impl FnMut(BuildProgress),
+    take: impl FnMut(T) -> usize,
 ) -> Result<CorpusStats> {
     let mut documents = corpus.documents();
+    in_parallel(documents.by_ref(), String::len, encode, progress, take)?;
+    Ok(documents.stats())
+}
+
+/// Walks texts a few megabytes at a time: encodes in parallel, hands the results over in order.
+pub(super) fn in_parallel<D: Send + Sync, T: Send>(
+    mut texts: impl Iterator<Item = Result<D>>,
+    size: impl Fn(&D) -> usize,
+    encode: impl Fn(&D) -> Result<T> + Sync,
+    mut progress: impl FnMut(BuildProgress),
+    mut take: impl FnMut(T) -> usize,
+) -> Result<()> {
     let mut so_far = BuildProgress::default();
     loop {
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        for document in documents.by_ref() {
-            let document = document?;
-            bytes += document.len();
-            batch.push(document);
+        for text in texts.by_ref() {
+            let text = text?;
+            bytes += size(&text);
+            batch.push(text);
             if bytes >= BATCH_BYTES {
                 break;
             }
         }
         if batch.is_empty() {
-            return Ok(documents.stats());
+            return Ok(());
         }
         let encoded: Result<Vec<T>> = batch.par_iter().map(&encode).collect();
         so_far.documents += batch.len() as u64;

@@ -1,0 +1,156 @@
+//! `genus translate`: translates line by line.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use genus_checkpoint::atomic::atomic_write;
+use genus_infer::{Beam, BeamOptions, Engine, GenerateOptions, GenerationConfig, Overrides, Request};
+use genus_models::Task;
+use genus_text::Tokenizer;
+use serde_json::json;
+
+use crate::Context;
+use crate::interrupt;
+use crate::model::{self, Purpose};
+use crate::progress::{Progress, grouped};
+use crate::report::json_line;
+use crate::source::read_text;
+
+/// Tokens that a translation may have beyond those of its source (Vaswani et al. 2017, section 6.1).
+const BEYOND: usize = 50;
+
+/// How translations are searched.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct SearchFlags {
+    /// Number of beams; 1 takes the likeliest token each time.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    beams: usize,
+    /// Divide log-probabilities by length to this power.
+    #[arg(long, value_name = "A", default_value_t = 0.6, allow_negative_numbers = true)]
+    length_penalty: f64,
+    /// Longest translation in tokens; by default 50 more than the source has.
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+}
+
+/// Translate with a model that reads one sequence and writes another: a line for a line, all lines together.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Translate {
+    /// Folder or hub id.
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// File to translate; standard input without it. Empty lines stay empty.
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// File to write; standard output without it.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    search: SearchFlags,
+}
+
+/// A translated line.
+pub(crate) struct Translation {
+    pub(crate) text: String,
+    pub(crate) ids: Vec<u32>,
+    pub(crate) score: Option<f64>,
+}
+
+impl Translate {
+    pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
+        let lines = match &self.input {
+            Some(path) => lines_of(path)?,
+            None => stdin_lines()?,
+        };
+        let global = context.global()?;
+        let opened = model::open(&self.model, Some(Task::Seq2SeqLm), Purpose::Inference, &global)?;
+        let tokenizer = model::tokenizer(&opened.folder, "translation works on text")?;
+        let config = GenerationConfig::open(&opened.folder)?;
+        interrupt::listen()?;
+        let engine = Engine::new(&opened.model, Some(&tokenizer))?
+            .with_cancel(interrupt::flag())
+            .with_precision(global.precision());
+        let start = Instant::now();
+        let translations = translate(&engine, &tokenizer, &config, &lines, self.search)?;
+        let seconds = start.elapsed().as_secs_f64();
+        if context.json {
+            for (source, t) in lines.iter().zip(&translations) {
+                json_line(&json!({"source": source, "text": t.text, "ids": t.ids, "score": t.score}))?;
+            }
+        }
+        if let Some(path) = &self.output {
+            let text: String = translations.iter().map(|t| format!("{}\n", t.text)).collect();
+            atomic_write(path, text.as_bytes())?;
+        } else if !context.json {
+            let mut out = anstream::stdout().lock();
+            for t in &translations {
+                writeln!(out, "{}", t.text)?;
+            }
+            out.flush()?;
+        }
+        let n: usize = translations.iter().map(|t| t.ids.len()).sum();
+        anstream::eprintln!(
+            "\x1b[2m{} lines, {} tokens in {seconds:.2} s ({:.1} tokens/s)\x1b[0m",
+            grouped(lines.len() as u64),
+            grouped(n as u64),
+            n as f64 / seconds.max(1e-9)
+        );
+        Ok(())
+    }
+}
+
+/// Translates lines; empty ones stay empty.
+pub(crate) fn translate(
+    engine: &Engine<'_>,
+    tokenizer: &Tokenizer,
+    config: &GenerationConfig,
+    lines: &[String],
+    search: SearchFlags,
+) -> anyhow::Result<Vec<Translation>> {
+    let (mut places, mut requests) = (Vec::new(), Vec::new());
+    let n_ctx = engine.model().spec().n_ctx;
+    for (i, line) in lines.iter().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let prompt = engine.encode(line)?;
+        if prompt.len() > n_ctx {
+            bail!("line {}: found {} tokens, expected at most {n_ctx} (the model's context)", i + 1, prompt.len());
+        }
+        let most = search.max_new_tokens.unwrap_or(prompt.len() + BEYOND);
+        let overrides = Overrides { greedy: Some(true), max_new_tokens: Some(most), ..Overrides::default() };
+        let options = GenerateOptions { repetition_penalty: 1.0, ..config.options(&overrides, prompt.len())? };
+        places.push(i);
+        requests.push(Request { prompt, options });
+    }
+    let options = BeamOptions { beams: search.beams, length_penalty: search.length_penalty };
+    let mut progress = Progress::new("translating", Some(requests.len() as u64));
+    let mut done = 0;
+    let found: Vec<Vec<Beam>> = engine.beam_searches(&requests, options, |_, _| {
+        done += 1;
+        progress.update(done, "lines");
+    })?;
+    progress.finish();
+    let mut out: Vec<Translation> =
+        lines.iter().map(|_| Translation { text: String::new(), ids: Vec::new(), score: None }).collect();
+    for (i, beams) in places.into_iter().zip(found) {
+        let Some(best) = beams.into_iter().next() else { bail!("line {}: the search found nothing", i + 1) };
+        // A line stays a line.
+        let text = tokenizer.decode(&best.ids, true)?.replace(['\n', '\r'], " ");
+        out[i] = Translation { text: text.trim().to_owned(), ids: best.ids, score: Some(best.score) };
+    }
+    Ok(out)
+}
+
+/// The lines of a file; `.gz` is unpacked.
+pub(crate) fn lines_of(path: &Path) -> anyhow::Result<Vec<String>> {
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz")) {
+        let pairs = genus_text::Parallel::open(&[path], &[path])?;
+        return Ok(pairs.pairs().map(|pair| Ok(pair?.0)).collect::<genus_text::Result<_>>()?);
+    }
+    Ok(read_text(path)?.lines().map(str::to_owned).collect())
+}
+
+fn stdin_lines() -> anyhow::Result<Vec<String>> {
+    let lines = BufReader::new(std::io::stdin().lock()).lines();
+    lines.collect::<Result<_, _>>().context("cannot read standard input as UTF-8 text")
+}
