@@ -20,7 +20,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 #[serde(deny_unknown_fields)]
 struct Batch {
     input_ids: Vec<Vec<u32>>,
-    attention_mask: Vec<Vec<u8>>,
+    attention_mask: Option<Vec<Vec<u8>>>,
     decoder_input_ids: Option<Vec<Vec<u32>>>,
     token_type_ids: Option<Vec<Vec<u32>>>,
     labels: Option<Vec<Vec<i32>>>,
@@ -81,6 +81,7 @@ fn tensors(file: impl AsRef<Path>) -> Result<HashMap<String, Tensor>> {
 
 fn deviations(case: &str) -> Result<Deviations> {
     let mut all: BTreeMap<String, Deviations> = json("tolerances.json")?;
+    all.append(&mut json("tolerances-xl.json")?);
     Ok(all.remove(case).ok_or_else(|| format!("tolerances.json has no {case:?}"))?)
 }
 
@@ -169,6 +170,8 @@ impl Comparison {
 /// A padded batch without its padding.
 struct Ragged {
     input: Input,
+    /// Tokens of the segments that rows of a recurrent model are run in.
+    segment: Option<usize>,
     /// What a model with an encoder writes; nothing of it is padding.
     target: Option<Input>,
     labels: Option<Vec<i32>>,
@@ -182,7 +185,8 @@ impl Ragged {
             let pairs = rows.iter().flatten().zip(mask.iter().flatten());
             pairs.filter(|(_, m)| **m == 1).map(|(x, _)| *x).collect()
         }
-        let mask = batch.attention_mask;
+        let whole = || batch.input_ids.iter().map(|row| vec![1; row.len()]).collect();
+        let mask = batch.attention_mask.unwrap_or_else(whole);
         let target = batch.decoder_input_ids.map(|ids| Input::from_sequences(&ids));
         let input = Input {
             ids: real(&batch.input_ids, &mask),
@@ -194,7 +198,7 @@ impl Ragged {
             Some(_) => batch.labels.map(|l| l.concat()),
             None => batch.labels.map(|l| real(&l, &mask)),
         };
-        Ragged { input, target, labels, pairs: batch.next_sentence_label, mask }
+        Ragged { input, segment: None, target, labels, pairs: batch.next_sentence_label, mask }
     }
 
     /// Labels moved one place to the left inside each row: what the token at a place is to predict.
@@ -229,6 +233,9 @@ type Outputs = BTreeMap<String, Vec<f64>>;
 
 /// The outputs, and the loss where the batch has labels.
 fn forward(model: &Model, batch: &Ragged, tape: &Tape) -> Result<(Outputs, Option<Value>)> {
+    if let Some(segment) = batch.segment {
+        return forward_in_segments(model, batch, segment, tape);
+    }
     let mut out = Outputs::new();
     let hidden = match &batch.target {
         None => {
@@ -292,11 +299,57 @@ fn forward(model: &Model, batch: &Ragged, tape: &Tape) -> Result<(Outputs, Optio
     Ok((out, loss))
 }
 
+/// Rows of one length, run in segments with the memory carried; the loss is put together from those of the segments.
+fn forward_in_segments(model: &Model, batch: &Ragged, n: usize, tape: &Tape) -> Result<(Outputs, Option<Value>)> {
+    let (rows, total) = (batch.input.spans.len(), batch.input.ids.len());
+    let width = total / rows;
+    let targets = batch.labels.as_ref().map(|labels| batch.next_tokens(labels));
+    let mut memories = vec![model.new_memory()?.ok_or("a model without memory")?; rows];
+    let mut out: BTreeMap<String, Vec<Vec<f64>>> = BTreeMap::new();
+    let mut terms = Vec::new();
+    for at in (0..width).step_by(n) {
+        let m = n.min(width - at);
+        let of = |row: usize| row * width + at..row * width + at + m;
+        let pieces: Vec<&[u32]> = (0..rows).map(|r| &batch.input.ids[of(r)]).collect();
+        let hidden = model.hidden_carrying(tape, &Input::from_sequences(&pieces), &mut memories, true)?;
+        let mut named: Vec<(String, Vec<f64>)> = Vec::new();
+        for (i, h) in hidden.all.iter().enumerate() {
+            named.push((format!("hidden_states.{i}"), numbers(h.tensor())?));
+        }
+        match model.lm_head() {
+            Err(_) => named.push(("last_hidden_state".into(), numbers(hidden.last.tensor())?)),
+            Ok(head) => {
+                named.push(("logits".into(), numbers(head.logits(&Tape::inference(), &hidden.last)?.tensor())?));
+                if let Some(targets) = &targets {
+                    let wanted: Vec<i32> = (0..rows).flat_map(|r| targets[of(r)].to_vec()).collect();
+                    terms.push(head.loss(tape, &hidden.last, &wanted, mean(targets), 0.0)?);
+                }
+            }
+        }
+        for (name, values) in named {
+            let d = values.len() / (rows * m);
+            let whole = out.entry(name).or_insert_with(|| vec![Vec::new(); rows]);
+            values.chunks(m * d).zip(whole).for_each(|(part, row)| row.extend_from_slice(part));
+        }
+    }
+    let mut out: Outputs = out.into_iter().map(|(name, rows)| (name, rows.concat())).collect();
+    if terms.is_empty() {
+        return Ok((out, None));
+    }
+    let loss = weighted_sum(tape, &terms.iter().map(|t| (t, 1.0)).collect::<Vec<_>>())?;
+    out.insert("loss".into(), numbers(loss.tensor())?);
+    Ok((out, Some(loss)))
+}
+
 /// Outputs, loss and every gradient of a folder's batch (`suffix` "-left": the same rows padded at the left, whose gradients
 /// are those of the batch padded at the right).
 fn check(case: &str, suffix: &str, precision: Precision) -> Result<()> {
     let model = Model::load(parity(case), &precision.options())?.model;
-    let batch = Ragged::new(json(format!("{case}/batch{suffix}.json"))?);
+    let mut batch = Ragged::new(json(format!("{case}/batch{suffix}.json"))?);
+    if parity(format!("{case}/segment.json")).exists() {
+        let file: BTreeMap<String, usize> = json(format!("{case}/segment.json"))?;
+        batch.segment = file.get("segment_length").copied();
+    }
     let mut expected = tensors(format!("{case}/expected{suffix}.safetensors"))?;
     let mut comparison = Comparison::new(&format!("{case}{suffix}"), precision)?;
     if !suffix.is_empty() {
@@ -380,6 +433,10 @@ cases! {
     distilbert_base: "distilbert-base", "";
     marian_seq2seq: "marian-seq2seq", "";
     marian_base: "marian-base", "";
+    xl_causal_lm: "xl-causal-lm", "";
+    xl_characters: "xl-characters", "";
+    xl_norms_first_in_a_pickle: "xl-norms-first", "";
+    xl_base: "xl-base", "";
 }
 
 /// Ten steps of AdamW as the reference took them.

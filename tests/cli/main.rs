@@ -11,3 +11,4 @@ mod program;
 mod quickstart;
 mod tokenizer;
 mod train;
+mod translation;

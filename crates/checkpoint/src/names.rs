@@ -106,6 +106,20 @@ impl NameMap {
         self.rule(internal, file, Part::Head, true)
     }
 
+    /// As [`NameMap::tied`], for one tensor of those that a rule with placeholders covers: `rule` is its pattern, `internal` the name.
+    ///
+    /// # Errors
+    /// As [`NameMap::tied`].
+    pub fn tied_one(self, rule: &str, internal: &str, file: &str) -> Result<NameMap> {
+        if !self.rules.iter().any(|r| r.internal.text() == rule && r.internal.matches(internal).is_some()) {
+            return Err(Error::NameRule {
+                rule: internal.into(),
+                problem: "tied before it has a rule of its own".into(),
+            });
+        }
+        self.rule(internal, file, Part::Head, true)
+    }
+
     /// An older spelling of a name's last part: `older("gamma", "weight")`.
     pub fn older(mut self, old: &str, new: &str) -> NameMap {
         self.spellings.push((old.into(), new.into()));

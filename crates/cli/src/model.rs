@@ -37,12 +37,15 @@ pub(crate) struct DimensionFlags {
     /// Longest sequence, instead of the preset's.
     #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
     n_ctx: Option<usize>,
+    /// Tokens of memory, instead of the preset's (Transformer-XL).
+    #[arg(long, value_name = "N", help_heading = "Dimensions of a preset")]
+    memory: Option<usize>,
 }
 
 impl From<DimensionFlags> for Dimensions {
     fn from(flags: DimensionFlags) -> Self {
-        let DimensionFlags { n_layers, d_model, n_heads, d_ff, vocab_size, n_ctx } = flags;
-        Dimensions { n_layers, d_model, n_heads, d_ff, vocab_size, n_ctx }
+        let DimensionFlags { n_layers, d_model, n_heads, d_ff, vocab_size, n_ctx, memory } = flags;
+        Dimensions { n_layers, d_model, n_heads, d_ff, vocab_size, n_ctx, memory }
     }
 }
 

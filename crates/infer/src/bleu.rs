@@ -141,6 +141,31 @@ mod tests {
         assert_eq!(cut("&quot;x&quot; &amp;lt; (y)..."), "\" x \" < ( y ) . . .");
     }
 
+    /// What sacreBLEU 2.6.0 gives for the same lines.
+    #[test]
+    fn figures_are_those_of_sacrebleu() {
+        let pairs = [
+            ("The cat sat on the mat.", "A cat sat on the mat."),
+            ("It's 3.14, or 1,000.5!", "It is 3.14 or 1,000.5!"),
+            ("", "something"),
+            ("&quot;Well-known&quot; 1990-2000 (maybe)...", "\"Well-known\" 1990-2000 (perhaps)..."),
+            ("Ein Mann, der lacht", "ein Mann, der laut lacht."),
+            ("no match here at all", "etwas ganz anderes"),
+        ];
+        let (t, r): (Vec<&str>, Vec<&str>) = pairs.into_iter().unzip();
+        let mixed = bleu(&t, &r, BleuOptions::default());
+        assert!((mixed.score - 53.10228676100716).abs() < 1e-9, "{mixed:?}");
+        assert_eq!((mixed.length, mixed.reference_length), (35, 36));
+        assert!((mixed.brevity_penalty - 0.9718328750329812).abs() < 1e-12);
+        assert!((mixed.precisions[0] - 71.42857142857143).abs() < 1e-9 && (mixed.precisions[3] - 40.0).abs() < 1e-9);
+        let lower = bleu(&t, &r, BleuOptions { lowercase: true });
+        assert!((lower.score - 57.0264233553549).abs() < 1e-9, "{lower:?}");
+        // Smoothed: no word pair in common.
+        let smooth = bleu(&["a b c d e"], &["a x b y c"], BleuOptions::default());
+        assert!((smooth.score - 14.058533129758727).abs() < 1e-9, "{smooth:?}");
+        assert!((smooth.precisions[2] - 8.333333333333334).abs() < 1e-9);
+    }
+
     #[test]
     fn a_perfect_translation_has_100_and_a_foreign_one_0() {
         let text = ["The cat sat on the mat .", "A dog barks at the cat ."];

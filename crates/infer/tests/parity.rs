@@ -58,6 +58,10 @@ const CASES: &[(&str, &str)] = &[
     ("marian-seq2seq", ""),
     ("marian-shifted", ""),
     ("marian-base", ""),
+    ("xl-causal-lm", ""),
+    ("xl-characters", ""),
+    ("xl-norms-first", ""),
+    ("xl-base", ""),
 ];
 
 /// A computation in f32 with another order of sums is about as far from the exact result as the reference's, which
@@ -73,6 +77,7 @@ fn check(case: &str, suffix: &str, way: Way, tolerances: &Value) {
     let names: Vec<String> = expected.names().map(str::to_owned).collect();
     let options = ForwardOptions {
         grad: names.iter().any(|n| n.starts_with("grad.")),
+        segment_length: segment_length(&folder),
         hidden_states: names.iter().any(|n| n.contains("hidden_states.")),
         path: way,
         ..Default::default()
@@ -98,10 +103,20 @@ fn check(case: &str, suffix: &str, way: Way, tolerances: &Value) {
     }
 }
 
+/// In which segments the reference ran a recurrent model's rows.
+fn segment_length(folder: &Path) -> Option<usize> {
+    let text = std::fs::read_to_string(folder.join("segment.json")).ok()?;
+    serde_json::from_str::<Value>(&text).unwrap()["segment_length"].as_u64().map(|n| n as usize)
+}
+
 #[test]
 fn outputs_losses_and_gradients() {
-    let tolerances: Value =
-        serde_json::from_str(&std::fs::read_to_string(parity().join("tolerances.json")).unwrap()).unwrap();
+    let read = |file: &str| -> serde_json::Map<String, Value> {
+        serde_json::from_str(&std::fs::read_to_string(parity().join(file)).unwrap()).unwrap()
+    };
+    let mut tolerances = read("tolerances.json");
+    tolerances.append(&mut read("tolerances-xl.json"));
+    let tolerances = Value::Object(tolerances);
     for (case, suffix) in CASES {
         for way in [Way::Kernels, Way::Definitions] {
             check(case, suffix, way, &tolerances);
@@ -131,7 +146,7 @@ fn padding_does_not_matter() {
 
 #[test]
 fn greedy_texts() {
-    ["gpt2-causal-lm", "gpt-causal-lm", "gpt-neo-causal-lm"].into_iter().for_each(greedy_texts_of);
+    ["gpt2-causal-lm", "gpt-causal-lm", "gpt-neo-causal-lm", "xl-causal-lm"].into_iter().for_each(greedy_texts_of);
 }
 
 fn greedy_texts_of(case: &str) {

@@ -115,6 +115,7 @@ pub(crate) fn read(file: &JsonFile) -> Result<StackSpec> {
             embedding: c.hidden_dropout_prob,
             attention: c.attention_probs_dropout_prob,
             residual: c.hidden_dropout_prob,
+            inner: 0.0,
         },
         init: InitScheme { std: c.initializer_range, position_std: c.initializer_range, residual: ResidualInit::Plain },
         ..published(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.vocab_size)

@@ -18,6 +18,9 @@ pub(crate) mod default {
     pub(crate) fn tenth() -> f32 {
         0.1
     }
+    pub(crate) fn one() -> usize {
+        1
+    }
     pub(crate) fn two() -> usize {
         2
     }

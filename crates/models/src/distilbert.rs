@@ -78,7 +78,7 @@ fn read(file: &JsonFile) -> Result<StackSpec> {
         d_ff: c.hidden_dim,
         n_ctx: c.max_position_embeddings,
         feed_forward: FeedForward::Dense(activation(file, "activation", &c.activation)?),
-        dropout: Dropout { embedding: c.dropout, attention: c.attention_dropout, residual: c.dropout },
+        dropout: Dropout { embedding: c.dropout, attention: c.attention_dropout, residual: c.dropout, inner: 0.0 },
         init: InitScheme { std: c.initializer_range, position_std: c.initializer_range, residual: ResidualInit::Plain },
         ..published(c.n_layers, c.dim, c.n_heads, c.vocab_size)
     })

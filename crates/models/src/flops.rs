@@ -1,6 +1,6 @@
 //! How much arithmetic a model's definition needs.
 
-use genus_nn::StackSpec;
+use genus_nn::{Positions, StackSpec, Vocabulary};
 use genus_ops::Spans;
 
 /// Floating-point operations of matrix products: `2 m n k` each, on real tokens only, causal attention as a triangle.
@@ -18,13 +18,31 @@ impl Flops {
         let network = 2.0 * d * (spec.feed_forward.maps() * spec.d_ff) as f64;
         let per_token = 2.0 * d * (q + 2 * kv) as f64 + 2.0 * q as f64 * d + network;
         let mut forward = per_token * spec.n_layers as f64 * spans.total() as f64;
+        // Keys and values of a memory, and scores of distances with their map.
+        let memory = spec.memory_length();
+        let relative = matches!(spec.positions, Positions::Relative { .. });
+        let longest = spans.iter().map(|r| r.len()).max().unwrap_or(0);
+        let distances = if relative { memory + longest } else { 0 };
+        let rows = 2 * kv * memory * spans.len() + q * distances;
+        forward += 2.0 * d * rows as f64 * spec.n_layers as f64;
         for layer in 0..spec.n_layers {
             let mask = spec.attention(layer).mask;
-            let seen: usize =
-                spans.iter().map(|r| (0..r.len()).map(|p| mask.visible(p, r.len()).len()).sum::<usize>()).sum();
-            forward += 4.0 * q as f64 * seen as f64;
+            let seen = |r: std::ops::Range<usize>| -> usize {
+                (0..r.len()).map(|p| mask.visible(memory + p, memory + r.len()).len()).sum()
+            };
+            let products = if relative { 6.0 } else { 4.0 };
+            forward += products * q as f64 * spans.iter().map(seen).sum::<usize>() as f64;
         }
-        let head = 2.0 * d * spec.vocab_size as f64 + if transform { 2.0 * d * d } else { 0.0 };
+        let tokens = match &spec.vocabulary {
+            Vocabulary::Whole => 2.0 * d * spec.vocab_size as f64,
+            // The first step; how often the second is taken depends on the text.
+            Vocabulary::Adaptive { cutoffs, divisor, d_embedding, .. } => {
+                let frequent = cutoffs.first().copied().unwrap_or(spec.vocab_size) + cutoffs.len();
+                let map = if *divisor == 1 && *d_embedding == spec.d_model { 0.0 } else { d };
+                2.0 * *d_embedding as f64 * (frequent as f64 + map)
+            }
+        };
+        let head = tokens + if transform { 2.0 * d * d } else { 0.0 };
         Flops { forward: forward + head * predicted as f64 }
     }
 

@@ -97,7 +97,7 @@ fn read(file: &JsonFile) -> Result<StackSpec> {
         n_ctx: c.n_positions,
         norm: NormKind::Layer { eps: c.layer_norm_epsilon },
         feed_forward: FeedForward::Dense(inner),
-        dropout: Dropout { embedding: c.embd_pdrop, attention: c.attn_pdrop, residual: c.resid_pdrop },
+        dropout: Dropout { embedding: c.embd_pdrop, attention: c.attn_pdrop, residual: c.resid_pdrop, inner: 0.0 },
         init: InitScheme { std: c.initializer_range, position_std: c.initializer_range, residual: ResidualInit::Plain },
         ..published(c.n_layer, c.n_embd, c.n_head)
     })

@@ -110,7 +110,7 @@ pub(crate) fn parse(file: &JsonFile, width: impl FnOnce(&Config) -> Result<usize
         norm: NormKind::Layer { eps: c.layer_norm_epsilon },
         feed_forward: FeedForward::Dense(activation(file, "activation_function", &c.activation_function)?),
         tying: if c.tie_word_embeddings { Tying::Tied } else { Tying::Untied },
-        dropout: Dropout { embedding: c.embd_pdrop, attention: c.attn_pdrop, residual: c.resid_pdrop },
+        dropout: Dropout { embedding: c.embd_pdrop, attention: c.attn_pdrop, residual: c.resid_pdrop, inner: 0.0 },
         init: InitScheme {
             std: c.initializer_range,
             position_std: c.initializer_range / 2.0,

@@ -54,7 +54,7 @@ fn published(n_layers: usize, d_model: usize, n_heads: usize) -> StackSpec {
         projections: Projections::Separate,
         attention_bias: AttentionBias::Output,
         layout: Layout::OutIn,
-        dropout: Dropout { embedding: 0.0, attention: 0.0, residual: 0.0 },
+        dropout: Dropout { embedding: 0.0, attention: 0.0, residual: 0.0, inner: 0.0 },
         init: InitScheme { std: 0.02, position_std: 0.02, residual: ResidualInit::Plain },
         ..gpt3::published(n_layers, d_model, n_heads, d_model / n_heads)
     }
@@ -109,7 +109,12 @@ fn read(file: &JsonFile) -> Result<StackSpec> {
         bands: gpt3::bands(file, &layers, c.window_size)?,
         norm: NormKind::Layer { eps: c.layer_norm_epsilon },
         feed_forward: FeedForward::Dense(activation(file, "activation_function", &c.activation_function)?),
-        dropout: Dropout { embedding: c.embed_dropout, attention: c.attention_dropout, residual: c.resid_dropout },
+        dropout: Dropout {
+            embedding: c.embed_dropout,
+            attention: c.attention_dropout,
+            residual: c.resid_dropout,
+            inner: 0.0,
+        },
         init: InitScheme { std: c.initializer_range, position_std: c.initializer_range, residual: ResidualInit::Plain },
         ..published(c.num_layers, c.hidden_size, c.num_heads)
     })

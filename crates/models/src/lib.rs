@@ -19,12 +19,13 @@ mod registry;
 mod roberta;
 mod task;
 mod transformer;
+mod transformer_xl;
 
 pub use error::{Error, Result};
 pub use flops::Flops;
 pub use genus_checkpoint as checkpoint;
 pub use genus_nn as nn;
-pub use genus_nn::{Encoded, Input, SequenceCache, StackSpec};
+pub use genus_nn::{Encoded, Input, SequenceCache, StackSpec, StreamMemory};
 pub use labels::{Labels, Problem};
 pub use model::{LoadOptions, Loaded, Model};
 pub use registry::{Dimensions, Family, Lineage, Preset, families, family, find_preset, lineage, presets};

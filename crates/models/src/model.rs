@@ -10,8 +10,8 @@ use crate::{Error, Family, Flops, Labels, Result, Task};
 use candle_core::{Device, Tensor};
 use genus_checkpoint::{TensorSpec, WriteOptions, write_tensors};
 use genus_nn::{
-    Builder, Classifier, Encoded, HeadBias, HeadTransform, Hidden, Input, LmHead, Planned, Pooler, RandomSource,
-    SequenceCache, Source, Stack, StackSpec, plan,
+    Builder, Classifier, Encoded, HeadBias, HeadTransform, Hidden, Input, LmHead, Memory, Planned, Pooler,
+    RandomSource, SequenceCache, Source, Stack, StackSpec, StreamMemory, plan,
 };
 use genus_ops::{Activation, Param, Precision, Spans, Tape};
 use serde_json::{Map, Value};
@@ -374,6 +374,32 @@ impl Model {
     pub fn encode(&self, tape: &Tape, source: &Input, keep_all: bool) -> Result<Hidden> {
         let encoder = self.part(self.parts.encoder.as_ref(), "encoder")?;
         Ok(encoder.forward(tape, source, None, None, keep_all)?)
+    }
+
+    /// A memory for the beginning of a text, of a model that carries one; `None` for others.
+    ///
+    /// # Errors
+    /// When memory on the device is short.
+    pub fn new_memory(&self) -> Result<Option<StreamMemory>> {
+        if self.spec.memory == Memory::None {
+            return Ok(None);
+        }
+        let like = self.parts.stack.embeddings().tokens().tensor();
+        Ok(Some(StreamMemory::new(&self.spec, like.dtype(), like.device())?))
+    }
+
+    /// Hidden states of the next segments of texts; `memories`, one a text, then carry them on.
+    ///
+    /// # Errors
+    /// As [`Model::hidden`], and when the model carries no memory.
+    pub fn hidden_carrying(
+        &self,
+        tape: &Tape,
+        input: &Input,
+        memories: &mut [StreamMemory],
+        keep_all: bool,
+    ) -> Result<Hidden> {
+        Ok(self.parts.stack.forward_carrying(tape, input, memories, keep_all)?)
     }
 
     /// Hidden states of texts: those of the encoder, where there is one.

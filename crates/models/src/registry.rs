@@ -1,9 +1,9 @@
 //! The members of the family, their tree and their published sizes.
 
-use crate::{Error, Result, Task, bert, distilbert, gpt, gpt_neo, gpt2, gpt3, roberta, transformer};
+use crate::{Error, Result, Task, bert, distilbert, gpt, gpt_neo, gpt2, gpt3, roberta, transformer, transformer_xl};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
-use genus_nn::{Encoder, HeadSpec, StackSpec};
+use genus_nn::{Bands, Encoder, HeadSpec, Memory, StackSpec, Vocabulary};
 use genus_ops::Activation;
 use serde_json::{Map, Value};
 
@@ -94,11 +94,12 @@ pub fn lineage() -> &'static [Lineage] {
 
 /// All members.
 pub fn families() -> &'static [&'static Family] {
-    static ALL: [&Family; 8] = [
+    static ALL: [&Family; 9] = [
         &transformer::TRANSFORMER,
         &gpt::GPT,
         &bert::BERT,
         &gpt2::GPT2,
+        &transformer_xl::TRANSFORMER_XL,
         &roberta::ROBERTA,
         &distilbert::DISTILBERT,
         &gpt3::GPT3,
@@ -144,6 +145,8 @@ pub struct Dimensions {
     pub vocab_size: Option<usize>,
     /// Longest sequence.
     pub n_ctx: Option<usize>,
+    /// Tokens of memory, of a member that carries one.
+    pub memory: Option<usize>,
 }
 
 impl Dimensions {
@@ -152,14 +155,16 @@ impl Dimensions {
     /// # Errors
     /// When heads do not divide the width.
     pub fn apply(&self, mut spec: StackSpec) -> Result<StackSpec> {
-        let ratio = spec.d_ff / spec.d_model.max(1);
+        let (ratio, old) = (spec.d_ff / spec.d_model.max(1), spec.d_model);
         let set = |field: &mut usize, value: Option<usize>| {
             if let Some(v) = value {
                 *field = v;
             }
         };
         set(&mut spec.n_layers, self.n_layers);
-        set(&mut spec.vocab_size, self.vocab_size);
+        if let Some(n) = self.vocab_size {
+            spec.set_vocab_size(n);
+        }
         set(&mut spec.n_ctx, self.n_ctx);
         set(&mut spec.d_model, self.d_model);
         set(&mut spec.n_heads, self.n_heads);
@@ -178,6 +183,25 @@ impl Dimensions {
             spec.d_ff = ratio.saturating_mul(spec.d_model);
         }
         set(&mut spec.d_ff, self.d_ff);
+        if let (Vocabulary::Adaptive { d_embedding, .. }, true) = (&mut spec.vocabulary, self.d_model.is_some())
+            && *d_embedding == old
+        {
+            *d_embedding = spec.d_model;
+        }
+        match (&mut spec.memory, self.memory) {
+            (_, None) => {}
+            (Memory::Carried { length }, Some(n)) => {
+                // A band is as long as the memory (same_length).
+                if let Bands::Local { window, .. } = &mut spec.bands {
+                    *window = n;
+                }
+                *length = n;
+            }
+            (Memory::None, Some(n)) => {
+                let expected = "none: this member carries no memory".into();
+                return Err(Error::Dimension { field: "memory", found: n.to_string(), expected });
+            }
+        }
         if let Encoder::Layers { n_layers, n_heads, d_ff } = &mut spec.encoder {
             set(n_layers, self.n_layers);
             set(n_heads, self.n_heads);

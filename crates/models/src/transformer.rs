@@ -15,8 +15,8 @@ use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
 use genus_nn::{
     Attend, AttentionBias, Bands, Dropout, EmbeddingNorm, EmbeddingScale, Encoder, FeedForward, FinalNorm, HeadBias,
-    HeadSpec, HeadTransform, InitScheme, NormKind, Placement, Positions, Projections, ResidualInit, ScoreScale,
-    Segments, StackSpec, Tying,
+    HeadSpec, HeadTransform, InitScheme, Memory, NormKind, OutputDropout, Placement, Positions, Projections,
+    ResidualInit, ScoreScale, Segments, StackSpec, Tying, Vocabulary,
 };
 use genus_ops::{Activation, Layout};
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,7 @@ pub(crate) fn stack(n_layers: usize, d_model: usize, n_heads: usize, attend: Att
         d_ff: 4 * d_model,
         vocab_size: 37_000,
         n_ctx: 512,
+        vocabulary: Vocabulary::Whole,
         positions: Positions::LEARNED,
         embedding_scale: EmbeddingScale::One,
         segments: Segments::None,
@@ -69,6 +70,7 @@ pub(crate) fn stack(n_layers: usize, d_model: usize, n_heads: usize, attend: Att
         final_norm: FinalNorm::None,
         attend,
         encoder: Encoder::None,
+        memory: Memory::None,
         bands: Bands::None,
         scores: ScoreScale::Root,
         projections: Projections::Separate,
@@ -76,7 +78,8 @@ pub(crate) fn stack(n_layers: usize, d_model: usize, n_heads: usize, attend: Att
         layout: Layout::OutIn,
         feed_forward: FeedForward::Dense(Activation::Relu),
         tying: Tying::Tied,
-        dropout: Dropout { embedding: 0.1, attention: 0.1, residual: 0.1 },
+        dropout: Dropout { embedding: 0.1, attention: 0.1, residual: 0.1, inner: 0.0 },
+        output_dropout: OutputDropout::None,
         init: InitScheme { std: 0.02, position_std: 0.02, residual: ResidualInit::Plain },
     }
 }
@@ -88,7 +91,7 @@ fn published(n_layers: usize, d_model: usize, n_heads: usize, dropout: f32) -> S
         embedding_scale: EmbeddingScale::Root,
         encoder: Encoder::Layers { n_layers, n_heads, d_ff: 4 * d_model },
         // The paper drops sublayers' outputs and sums of embeddings (section 5.4), not attention's weights.
-        dropout: Dropout { embedding: dropout, attention: 0.0, residual: dropout },
+        dropout: Dropout { embedding: dropout, attention: 0.0, residual: dropout, inner: 0.0 },
         ..stack(n_layers, d_model, n_heads, Attend::Past)
     }
 }
@@ -165,7 +168,7 @@ fn read(file: &JsonFile) -> Result<StackSpec> {
             d_ff: c.encoder_ffn_dim,
         },
         feed_forward: FeedForward::Dense(activation(file, "activation_function", &c.activation_function)?),
-        dropout: Dropout { embedding: c.dropout, attention: c.attention_dropout, residual: c.dropout },
+        dropout: Dropout { embedding: c.dropout, attention: c.attention_dropout, residual: c.dropout, inner: 0.0 },
         init: InitScheme { std: c.init_std, position_std: c.init_std, residual: ResidualInit::Plain },
         ..published(c.decoder_layers, c.d_model, c.decoder_attention_heads, c.dropout)
     })

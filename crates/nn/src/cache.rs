@@ -9,6 +9,8 @@ use genus_ops::copy_rows;
 struct LayerCache {
     keys: Tensor,
     values: Tensor,
+    /// Rows at the front that were forgotten.
+    from: usize,
     len: usize,
 }
 
@@ -20,6 +22,8 @@ pub struct SequenceCache {
     /// Of a stack that attends to an encoder: each layer's keys and values of the encoded sequence. They never change, so that
     /// copies share them.
     encoded: Vec<(Tensor, Tensor)>,
+    /// Of a stack whose scores depend on distances: what each layer makes of them, for as many as were needed so far. Copies share it.
+    distances: Vec<Tensor>,
 }
 
 /// Rows of a new buffer.
@@ -54,9 +58,41 @@ impl SequenceCache {
         let layers = self
             .layers
             .iter()
-            .map(|l| Ok(LayerCache { keys: l.keys.copy()?, values: l.values.copy()?, len: l.len }))
+            .map(|l| Ok(LayerCache { keys: l.keys.copy()?, values: l.values.copy()?, from: l.from, len: l.len }))
             .collect::<Result<_>>()?;
-        Ok(SequenceCache { layers, len: self.len, encoded: self.encoded.clone() })
+        Ok(SequenceCache { layers, len: self.len, encoded: self.encoded.clone(), distances: self.distances.clone() })
+    }
+
+    /// What a layer makes of distances, if it is kept for at least `n`.
+    pub(crate) fn distances(&self, layer: usize, n: usize) -> Option<&Tensor> {
+        self.distances.get(layer).filter(|t| t.dims()[0] >= n)
+    }
+
+    /// Keeps what a layer makes of distances.
+    pub(crate) fn keep_distances(&mut self, layer: usize, mapped: Tensor) {
+        match self.distances.get_mut(layer) {
+            Some(t) => *t = mapped,
+            None => self.distances.push(mapped),
+        }
+    }
+
+    /// Whether nothing was appended to a layer.
+    pub(crate) fn is_new(&self, layer: usize) -> bool {
+        self.layers.len() <= layer
+    }
+
+    /// Keys that a layer holds.
+    pub(crate) fn held(&self, layer: usize) -> usize {
+        self.layers.get(layer).map_or(0, |l| l.len)
+    }
+
+    /// Forgets all but the last `n` keys and values.
+    pub(crate) fn keep_last(&mut self, n: usize) {
+        for l in &mut self.layers {
+            let gone = l.len.saturating_sub(n);
+            l.from += gone;
+            l.len -= gone;
+        }
     }
 
     /// Keeps the next layer's keys and values of the encoded sequence.
@@ -98,22 +134,25 @@ impl SequenceCache {
         while self.layers.len() <= layer {
             let (keys, values) =
                 (buffer(FIRST.max(n), width, dtype, device)?, buffer(FIRST.max(n), width, dtype, device)?);
-            self.layers.push(LayerCache { keys, values, len: 0 });
+            self.layers.push(LayerCache { keys, values, from: 0, len: 0 });
         }
         let l = &mut self.layers[layer];
         let end = l.len + n;
         let capacity = l.keys.dim(0)?;
-        if end > capacity {
+        if l.from + end > capacity {
+            // What was forgotten makes room, too.
+            let rows = if 2 * end <= capacity { capacity } else { end.max(2 * capacity) };
             for t in [&mut l.keys, &mut l.values] {
-                let larger = buffer(end.max(2 * capacity), width, dtype, device)?;
-                copy_rows(&larger, 0, t, 0, l.len)?;
+                let larger = buffer(rows, width, dtype, device)?;
+                copy_rows(&larger, 0, t, l.from, l.len)?;
                 *t = larger;
             }
+            l.from = 0;
         }
-        copy_rows(&l.keys, l.len, keys, from, n)?;
-        copy_rows(&l.values, l.len, values, from, n)?;
+        copy_rows(&l.keys, l.from + l.len, keys, from, n)?;
+        copy_rows(&l.values, l.from + l.len, values, from, n)?;
         l.len = end;
-        Ok((l.keys.narrow(0, 0, end)?, l.values.narrow(0, 0, end)?))
+        Ok((l.keys.narrow(0, l.from, end)?, l.values.narrow(0, l.from, end)?))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::layer::{Affine, NormParams, projection, residual_std};
 use crate::{Builder, Error, Result, SequenceCache, StackSpec};
-use genus_ops::{Activation, AttentionSpec, Precision, Qkv, Spans, Tape, Value, attention};
+use genus_ops::{Activation, AttentionSpec, Precision, Qkv, Spans, Tape, Value, attention, reshape};
 
 /// An encoder's hidden states of a batch.
 #[derive(Clone)]
@@ -52,7 +52,10 @@ impl Cross {
     }
 
     fn keys_and_values(&self, tape: &Tape, encoded: &Encoded) -> Result<(Value, Value)> {
-        let of = |map: &Affine| map.forward(tape, &encoded.states, Activation::Identity);
+        // A place of this layer's own for the gradients of both, so that they are added up before they go back: a layer that is run
+        // again in the backward pass adds in this order, too.
+        let states = reshape(tape, &encoded.states, encoded.states.dims())?;
+        let of = |map: &Affine| map.forward(tape, &states, Activation::Identity);
         Ok((of(&self.key)?, of(&self.value)?))
     }
 

@@ -1,5 +1,6 @@
 //! From token ids to vectors.
 
+use crate::adaptive::AdaptiveTables;
 use crate::layer::NormParams;
 use crate::{
     Builder, EmbeddingNorm, EmbeddingScale, Error, Init, Positions, Result, Segments, SequenceCache, StackSpec, Tying,
@@ -41,6 +42,7 @@ impl Input {
 #[derive(Debug)]
 pub struct Embeddings {
     tokens: Param,
+    adaptive: Option<AdaptiveTables>,
     scale: f64,
     positions: Option<Param>,
     types: Option<Param>,
@@ -56,7 +58,9 @@ impl Embeddings {
     pub(crate) fn build(b: &mut Builder<'_>, spec: &StackSpec, shared: Option<&Param>) -> Result<Self> {
         let d = spec.d_model;
         let (shape, init) = ([spec.vocab_size, d], Init::Normal(spec.init.std));
-        let tokens = match (shared, spec.tying) {
+        let adaptive = AdaptiveTables::build(b, spec)?;
+        let first = adaptive.as_ref().map(|a| &a.tables[0]);
+        let tokens = match (shared.or(first), spec.tying) {
             (Some(table), _) => table.clone(),
             // Also the weight of the output projection, where there is one.
             (None, Tying::Tied) => b.shared_table("embeddings.tokens", &shape, init)?,
@@ -72,6 +76,7 @@ impl Embeddings {
                 table.set_trainable(false);
                 Some(table)
             }
+            Positions::Relative { .. } => None,
         };
         let types = match spec.segments {
             Segments::None => None,
@@ -83,6 +88,7 @@ impl Embeddings {
         };
         Ok(Embeddings {
             tokens,
+            adaptive,
             scale: match spec.embedding_scale {
                 EmbeddingScale::One => 1.0,
                 EmbeddingScale::Root => (d as f64).sqrt(),
@@ -101,15 +107,28 @@ impl Embeddings {
         &self.tokens
     }
 
+    /// The tables of an adaptive vocabulary.
+    pub(crate) fn adaptive(&self) -> Option<&AdaptiveTables> {
+        self.adaptive.as_ref()
+    }
+
+    fn check_ids(&self, input: &Input, vocab_size: usize) -> Result<()> {
+        match input.ids.iter().position(|&id| id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(i) => Err(Error::Id { id: input.ids[i], sequence: input.sequence(i), vocab_size }),
+        }
+    }
+
     /// `[n, d]`.
     pub(crate) fn forward(&self, tape: &Tape, input: &Input, caches: Option<&[SequenceCache]>) -> Result<Value> {
         let n = input.ids.len();
         check_length("number of ids", n, input.spans.total())?;
-        let tokens = tape.param(&self.tokens);
-        let vocab_size = tokens.rows();
-        if let Some(i) = input.ids.iter().position(|&id| id as usize >= vocab_size) {
-            return Err(Error::Id { id: input.ids[i], sequence: input.sequence(i), vocab_size });
+        if let Some(adaptive) = &self.adaptive {
+            self.check_ids(input, adaptive.vocab_size())?;
+            return Ok(dropout(tape, &adaptive.forward(tape, &input.ids, self.scale)?, self.dropout)?);
         }
+        let tokens = tape.param(&self.tokens);
+        self.check_ids(input, tokens.rows())?;
         let mut values = vec![tokens];
         let mut ids: Vec<std::borrow::Cow<'_, [u32]>> = vec![input.ids.as_slice().into()];
         if let Some(table) = &self.positions {

@@ -49,6 +49,9 @@ pub enum Error {
     /// A stack that attends to an encoder was run without what the encoder made.
     #[error("the model attends to an encoded sequence, and none was given")]
     NotEncoded,
+    /// A stack with memory was run without it.
+    #[error("the model carries a memory, and none was given")]
+    NoMemory,
     /// A stack that attends to no encoder was given an encoded sequence.
     #[error("an encoded sequence was given to a model that attends to none")]
     Encoded,

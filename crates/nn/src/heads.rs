@@ -1,5 +1,6 @@
 //! Heads: what is read off the hidden states.
 
+use crate::adaptive::AdaptiveSoftmax;
 use crate::layer::{Affine, NormParams};
 use crate::{Builder, Init, Result, Stack, StackSpec, Tying};
 use genus_ops::profile::{Operation, within};
@@ -41,9 +42,14 @@ pub enum HeadBias {
 #[derive(Debug)]
 pub struct LmHead {
     transform: Option<(Affine, Activation, NormParams)>,
-    weight: Param,
-    tying: Tying,
-    bias: Option<Param>,
+    projection: Output,
+}
+
+/// How hidden states become predictions.
+#[derive(Debug)]
+enum Output {
+    Whole { weight: Param, tying: Tying, bias: Option<Param> },
+    Adaptive(AdaptiveSoftmax),
 }
 
 impl LmHead {
@@ -61,6 +67,10 @@ impl LmHead {
                 NormParams::build(b, "lm_head.norm", spec)?,
             )),
         };
+        if let Some(input) = stack.embeddings().adaptive() {
+            let projection = Output::Adaptive(AdaptiveSoftmax::build(b, spec, input)?);
+            return Ok(LmHead { transform, projection });
+        }
         let weight = match spec.tying {
             Tying::Tied => stack.embeddings().tokens().clone(),
             Tying::Untied => {
@@ -72,7 +82,7 @@ impl LmHead {
             HeadBias::PerToken => Some(b.param("lm_head.bias", &[spec.vocab_size], Init::Zeros)?),
             HeadBias::Fixed => Some(b.buffer("lm_head.bias", &[1, spec.vocab_size])?),
         };
-        Ok(LmHead { transform, weight, tying: spec.tying, bias })
+        Ok(LmHead { transform, projection: Output::Whole { weight, tying: spec.tying, bias } })
     }
 
     /// Packs the weights for inference; a tied projection's serves as the stack's token table in that form.
@@ -83,9 +93,11 @@ impl LmHead {
         if let Some((map, ..)) = &self.transform {
             map.prepare(precision)?;
         }
-        match self.tying {
-            Tying::Tied => Ok(self.weight.prepare_table(Layout::OutIn, precision)?),
-            Tying::Untied => Ok(self.weight.prepare(Layout::OutIn, precision)?),
+        match &self.projection {
+            Output::Whole { weight, tying: Tying::Tied, .. } => Ok(weight.prepare_table(Layout::OutIn, precision)?),
+            Output::Whole { weight, tying: Tying::Untied, .. } => Ok(weight.prepare(Layout::OutIn, precision)?),
+            // Its weights are put together anew each time.
+            Output::Adaptive(_) => Ok(()),
         }
     }
 
@@ -100,20 +112,23 @@ impl LmHead {
         }
     }
 
-    fn bias(&self, tape: &Tape) -> Result<Option<Value>> {
-        match &self.bias {
+    fn bias(tape: &Tape, bias: &Option<Param>) -> Result<Option<Value>> {
+        match bias {
             Some(b) if b.dims().len() == 2 => Ok(Some(Value::constant(b.tensor().flatten_all()?))),
             other => Ok(other.as_ref().map(|b| tape.param(b))),
         }
     }
 
-    /// Logits `[n, v]` of hidden states `[n, d]`.
+    /// Logits `[n, v]` of hidden states `[n, d]`; of an adaptive vocabulary log-probabilities, through which no gradient flows.
     ///
     /// # Errors
     /// When shapes do not fit.
     pub fn logits(&self, tape: &Tape, x: &Value) -> Result<Value> {
-        let (x, bias) = (self.transformed(tape, x)?, self.bias(tape)?);
-        let weight = tape.param(&self.weight);
+        let x = self.transformed(tape, x)?;
+        let (weight, bias) = match &self.projection {
+            Output::Adaptive(softmax) => return within(Operation::Vocabulary, || softmax.log_probabilities(&x, tape)),
+            Output::Whole { weight, bias, .. } => (tape.param(weight), Self::bias(tape, bias)?),
+        };
         Ok(within(Operation::Vocabulary, || {
             linear(tape, &x, &weight, bias.as_ref(), Layout::OutIn, Activation::Identity)
         })?)
@@ -124,8 +139,11 @@ impl LmHead {
     /// # Errors
     /// When shapes do not fit or a target is beyond the vocabulary.
     pub fn loss(&self, tape: &Tape, x: &Value, targets: &[i32], scale: f64, smoothing: f64) -> Result<Value> {
-        let (x, bias) = (self.transformed(tape, x)?, self.bias(tape)?);
-        let weight = tape.param(&self.weight);
+        let x = self.transformed(tape, x)?;
+        let (weight, bias) = match &self.projection {
+            Output::Adaptive(softmax) => return softmax.loss(tape, &x, targets, scale, smoothing),
+            Output::Whole { weight, bias, .. } => (tape.param(weight), Self::bias(tape, bias)?),
+        };
         let p = Projection { weight: &weight, bias: bias.as_ref(), layout: Layout::OutIn, smoothing, scale };
         Ok(cross_entropy(tape, &x, &p, targets)?)
     }

@@ -1,13 +1,16 @@
 //! One layer: attention and a position-wise network, each with its residual connection and norm.
 
 use crate::cross::{Cross, Reading};
+use crate::memory::Carried;
+use crate::relative::Relative;
 use crate::{
-    Attend, AttentionBias, Builder, Encoded, Encoder, Error, FeedForward, Init, NormKind, Placement, Projections,
-    ResidualInit, Result, SequenceCache, StackSpec,
+    Attend, AttentionBias, Builder, Encoded, Encoder, Error, FeedForward, Init, NormKind, Placement, Positions,
+    Projections, ResidualInit, Result, SequenceCache, StackSpec,
 };
 use genus_ops::{
-    Activation, AttentionSpec, Branch, Dense, Gated, Layout, Norm, Param, Precision, Qkv, Spans, Tape, Value,
-    attention, feed_forward, gated_feed_forward, gather_rows, linear, residual, residual_norm,
+    Activation, AttentionSpec, Branch, Dense, Gated, Layout, Norm, Param, Precision, Qkv, RelativeKeys, Spans, Tape,
+    Value, attention, columns, dropout, feed_forward, gated_feed_forward, gather_rows, join_rows, linear, residual,
+    residual_norm,
 };
 use std::sync::Arc;
 
@@ -85,11 +88,31 @@ enum Projection {
 struct Attention {
     qkv: Projection,
     out: Affine,
+    relative: Option<Relative>,
     spec: AttentionSpec,
+    /// Tokens of memory.
+    memory: usize,
+}
+
+/// What a layer's attention reads besides its own tokens.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Around<'a> {
+    /// What an encoder made, where there are no caches that have kept it.
+    pub encoded: Option<&'a Encoded>,
+    /// The memories of the batch, where there are no caches.
+    pub carried: Option<&'a Carried>,
+    /// Sines and cosines of distances.
+    pub distances: Option<&'a Value>,
 }
 
 impl Attention {
-    fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec, layer: usize) -> Result<Self> {
+    fn build(
+        b: &mut Builder<'_>,
+        name: &str,
+        spec: &StackSpec,
+        layer: usize,
+        shared: Option<&[Param; 2]>,
+    ) -> Result<Self> {
         let (d, q, kv) = (spec.d_model, spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
         let std = spec.init.std;
         let mut map = |part: &str, d_in, d_out, std| projection(b, name, part, spec, [d_in, d_out], std);
@@ -100,7 +123,11 @@ impl Attention {
             }
         };
         let out = map("out", q, d, residual_std(spec))?;
-        Ok(Attention { qkv, out, spec: spec.attention(layer) })
+        let relative = match spec.positions {
+            Positions::Relative { .. } => Some(Relative::build(b, name, spec, shared)?),
+            _ => None,
+        };
+        Ok(Attention { qkv, out, relative, spec: spec.attention(layer), memory: spec.memory_length() })
     }
 
     fn prepare(&self, precision: Precision) -> Result<()> {
@@ -108,10 +135,29 @@ impl Attention {
             Projection::Packed(map) => map.prepare(precision)?,
             Projection::Separate(maps) => maps.iter().try_for_each(|m| m.prepare(precision))?,
         }
+        self.relative.as_ref().map_or(Ok(()), |r| r.prepare(precision))?;
         self.out.prepare(precision)
     }
 
-    fn forward(&self, tape: &Tape, x: &Value, spans: &Spans, layer: usize, cached: Cached<'_>) -> Result<Value> {
+    /// `x` are the rows of `spans`, normalised where the layer normalises first; `norm` does the same to those of a memory.
+    #[allow(clippy::too_many_arguments)]
+    fn forward(
+        &self,
+        tape: &Tape,
+        x: &Value,
+        spans: &Spans,
+        layer: usize,
+        around: &Around<'_>,
+        norm: Option<&NormParams>,
+        cached: Cached<'_>,
+    ) -> Result<Value> {
+        if let (Some(relative), Projection::Packed(map)) = (&self.relative, &self.qkv) {
+            let y = match cached {
+                None => self.carried(tape, relative, map, x, spans, layer, around, norm)?,
+                Some(cached) => self.cached_relative(tape, relative, map, x, spans, layer, around, norm, cached)?,
+            };
+            return self.out.forward(tape, &y, Activation::Identity);
+        }
         let (q_width, kv_width) = (self.spec.n_heads * self.spec.d_head, self.spec.n_kv_heads * self.spec.d_head);
         let y = match &self.qkv {
             Projection::Packed(map) => {
@@ -136,6 +182,92 @@ impl Attention {
             }
         };
         self.out.forward(tape, &y, Activation::Identity)
+    }
+
+    /// Rows of a memory as a layer that normalises first reads them.
+    fn normalised(tape: &Tape, rows: Value, norm: Option<&NormParams>) -> Result<Value> {
+        match norm {
+            None => Ok(rows),
+            Some(norm) => {
+                let [_, y] = norm.with(tape, |norm| residual_norm(tape, &rows, None, norm))?;
+                Ok(y)
+            }
+        }
+    }
+
+    /// Attention to the memories of the batch and its own tokens.
+    #[allow(clippy::too_many_arguments)]
+    fn carried(
+        &self,
+        tape: &Tape,
+        relative: &Relative,
+        map: &Affine,
+        x: &Value,
+        spans: &Spans,
+        layer: usize,
+        around: &Around<'_>,
+        norm: Option<&NormParams>,
+    ) -> Result<Value> {
+        let (Some(carried), Some(distances)) = (around.carried, around.distances) else { return Err(Error::NoMemory) };
+        let w = self.spec.n_heads * self.spec.d_head;
+        let memory = Self::normalised(tape, Value::constant(carried.layers[layer].clone()), norm)?;
+        let keys = join_rows(tape, &memory, x, &carried.order)?;
+        let qkv = map.forward(tape, &keys, Activation::Identity)?;
+        let [q, k, v] = [0, 1, 2].map(|i| columns(tape, &qkv, i * w, w));
+        let q = gather_rows(tape, &q?, &carried.own)?;
+        let kv = RelativeKeys::Rows { k: &k?, v: &v?, spans: &carried.spans };
+        relative.attend(tape, &q, kv, &relative.mapped(tape, distances)?, spans, &self.spec)
+    }
+
+    /// The same with the keys and values that caches have kept; a new cache begins with those of a memory of zeros.
+    #[allow(clippy::too_many_arguments)]
+    fn cached_relative(
+        &self,
+        tape: &Tape,
+        relative: &Relative,
+        map: &Affine,
+        x: &Value,
+        spans: &Spans,
+        layer: usize,
+        around: &Around<'_>,
+        norm: Option<&NormParams>,
+        (caches, ends): (&mut [SequenceCache], Option<&Ends>),
+    ) -> Result<Value> {
+        let w = self.spec.n_heads * self.spec.d_head;
+        if self.memory > 0 && caches.iter().any(|c| c.is_new(layer)) {
+            let (d, t) = (x.dims()[1], x.tensor());
+            let zeros = Value::constant(genus_ops::Tensor::zeros((1, d), t.dtype(), t.device())?);
+            let row = map.forward(tape, &Self::normalised(tape, zeros, norm)?, Activation::Identity)?;
+            let part = |i: usize| row.tensor().narrow(1, i * w, w)?.broadcast_as((self.memory, w))?.contiguous();
+            let (k, v) = (part(1)?, part(2)?);
+            for cache in caches.iter_mut().filter(|c| c.is_new(layer)) {
+                cache.append(layer, &k, &v, 0, self.memory)?;
+            }
+        }
+        let qkv = map.forward(tape, x, Activation::Identity)?;
+        let t = qkv.tensor();
+        let (k, v) = (t.narrow(1, w, w)?, t.narrow(1, 2 * w, w)?);
+        let append =
+            |(r, cache): (std::ops::Range<usize>, &mut SequenceCache)| cache.append(layer, &k, &v, r.start, r.len());
+        let kv = spans.iter().zip(caches.iter_mut()).map(append).collect::<Result<Vec<_>>>()?;
+        let needed = kv.iter().map(|(k, _)| k.dims()[0]).max().unwrap_or(0);
+        let kept = caches.iter().find_map(|c| c.distances(layer, needed).cloned());
+        let distances = match (kept, around.distances) {
+            (Some(kept), _) => kept,
+            (None, Some(distances)) => relative.mapped(tape, distances)?.tensor().clone(),
+            (None, None) => return Err(Error::NoMemory),
+        };
+        caches.iter_mut().for_each(|c| c.keep_distances(layer, distances.clone()));
+        let (q, spans) = match ends {
+            None => (t.narrow(1, 0, w)?.contiguous()?, spans),
+            Some(ends) => {
+                let q = Value::constant(t.narrow(1, 0, w)?.contiguous()?);
+                (gather_rows(tape, &q, &ends.rows)?.tensor().clone(), &ends.spans)
+            }
+        };
+        // A sequence that does not count has no query, whatever its keys.
+        let distances = Value::constant(distances);
+        relative.attend(tape, &Value::constant(q), RelativeKeys::Cached(&kv), &distances, spans, &self.spec)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -175,6 +307,7 @@ pub(crate) fn projection(
 ) -> Result<Affine> {
     let build = match spec.attention_bias {
         AttentionBias::Output if part != "out" => Affine::linear,
+        AttentionBias::None => Affine::linear,
         AttentionBias::Output | AttentionBias::All => Affine::build,
     };
     build(b, &format!("{name}.{part}"), d_in, d_out, spec.layout, std)
@@ -191,8 +324,22 @@ pub(crate) fn residual_std(spec: &StackSpec) -> f64 {
 /// The position-wise network.
 #[derive(Debug)]
 enum Network {
-    Dense { up: Param, up_bias: Param, down: Param, down_bias: Param, layout: Layout, activation: Activation },
-    Gated { gate: Param, up: Param, down: Param, layout: Layout, activation: Activation },
+    Dense {
+        up: Param,
+        up_bias: Param,
+        down: Param,
+        down_bias: Param,
+        layout: Layout,
+        activation: Activation,
+        dropout: f32,
+    },
+    Gated {
+        gate: Param,
+        up: Param,
+        down: Param,
+        layout: Layout,
+        activation: Activation,
+    },
 }
 
 impl Network {
@@ -207,7 +354,8 @@ impl Network {
                     Ok::<_, Error>((weight, b.param(format!("{name}.{part}.bias"), &[d_out], Init::Zeros)?))
                 };
                 let ((up, up_bias), (down, down_bias)) = (map("up", d, f, std)?, map("down", f, d, down_std)?);
-                Ok(Network::Dense { up, up_bias, down, down_bias, layout, activation })
+                let dropout = spec.dropout.inner;
+                Ok(Network::Dense { up, up_bias, down, down_bias, layout, activation, dropout })
             }
             FeedForward::Gated(activation) => {
                 let mut matrix = |part: &str, d_in, d_out, std| {
@@ -222,7 +370,15 @@ impl Network {
 
     fn forward(&self, tape: &Tape, x: &Value) -> Result<Value> {
         Ok(match self {
-            Network::Dense { up, up_bias, down, down_bias, layout, activation } => {
+            Network::Dense { up, up_bias, down, down_bias, layout, activation, dropout: rate }
+                if *rate > 0.0 && tape.drops() =>
+            {
+                let (up, up_bias) = (tape.param(up), tape.param(up_bias));
+                let inner = linear(tape, x, &up, Some(&up_bias), *layout, *activation)?;
+                let (inner, down) = (dropout(tape, &inner, *rate)?, tape.param(down));
+                linear(tape, &inner, &down, Some(&tape.param(down_bias)), *layout, Activation::Identity)?
+            }
+            Network::Dense { up, up_bias, down, down_bias, layout, activation, .. } => {
                 let w = Dense {
                     up: &tape.param(up),
                     up_bias: &tape.param(up_bias),
@@ -297,10 +453,15 @@ pub struct Layer {
 }
 
 impl Layer {
-    pub(crate) fn build(b: &mut Builder<'_>, spec: &StackSpec, index: usize) -> Result<Self> {
+    pub(crate) fn build(
+        b: &mut Builder<'_>,
+        spec: &StackSpec,
+        index: usize,
+        shared: Option<&[Param; 2]>,
+    ) -> Result<Self> {
         let name = |part: &str| format!("layers.{index}.{part}");
         Ok(Layer {
-            attention: Attention::build(b, &name("attention"), spec, index)?,
+            attention: Attention::build(b, &name("attention"), spec, index, shared)?,
             attention_norm: NormParams::build(b, &name("attention_norm"), spec)?,
             cross: match spec.encoder {
                 Encoder::None => None,
@@ -342,29 +503,29 @@ impl Layer {
     }
 
     /// Runs the layer. In pre-norm stacks `before` receives the layer's input (the residual stream) once it is known. Where only
-    /// ends are wanted, the stream goes on with their rows alone. `encoded` is what a layer that attends to an encoder reads where
-    /// there are no caches that have kept it.
+    /// ends are wanted, the stream goes on with their rows alone.
     pub(crate) fn forward(
         &self,
         tape: &Tape,
         s: Stream,
         spans: &Spans,
-        encoded: Option<&Encoded>,
+        around: &Around<'_>,
         mut cached: Cached<'_>,
         before: &mut dyn FnMut(&Value),
     ) -> Result<Stream> {
         let ends = cached.as_ref().and_then(|c| c.1);
         let narrowed = |x: Value| ends.map_or(Ok(x.clone()), |ends| ends.of(tape, &x));
+        let norm = (self.placement == Placement::Pre).then_some(&self.attention_norm);
         let own = |cached: &mut Cached<'_>, x: &Value| {
             let cached = cached.as_mut().map(|(caches, ends)| (&mut **caches, *ends));
-            self.attention.forward(tape, x, spans, self.index, cached)
+            self.attention.forward(tape, x, spans, self.index, around, norm, cached)
         };
         let dropout = self.dropout;
         // The attention to the encoder's sequence, of the rows that go on.
         let read = |cross: &Cross, cached: &Cached<'_>, x: &Value| {
             let from = match cached {
                 Some((caches, _)) => Reading::Kept(caches),
-                None => Reading::States(encoded.ok_or(Error::NotEncoded)?),
+                None => Reading::States(around.encoded.ok_or(Error::NotEncoded)?),
             };
             cross.forward(tape, x, ends.map_or(spans, |e| &e.spans), self.index, &from)
         };
@@ -407,20 +568,28 @@ impl Layer {
         s: Stream,
         spans: &Spans,
         encoded: Option<&Encoded>,
+        carried: Option<&(Arc<Carried>, Value)>,
+        before: &mut dyn FnMut(&Value),
     ) -> Result<Stream> {
         let x = match &s.branch {
             Some(value) => residual(tape, &s.x, Branch { value, dropout: layer.dropout })?,
             None => s.x.clone(),
         };
+        before(&x);
         drop(s);
-        let (layer, spans) = (Arc::clone(layer), spans.clone());
+        let (layer, spans, carried) = (Arc::clone(layer), spans.clone(), carried.cloned());
         let mut inputs = vec![&x];
         inputs.extend(encoded.map(|e| &e.states));
         let encoded_spans = encoded.map(|e| e.spans.clone());
         let outputs = tape.recompute(&inputs, move |tape, inputs| {
             let s = Stream { x: inputs[0].clone(), branch: None };
             let encoded = encoded_spans.as_ref().map(|s| Encoded { states: inputs[1].clone(), spans: s.clone() });
-            let s = layer.forward(tape, s, &spans, encoded.as_ref(), None, &mut |_| {})?;
+            let around = Around {
+                encoded: encoded.as_ref(),
+                carried: carried.as_ref().map(|c| &*c.0),
+                distances: carried.as_ref().map(|c| &c.1),
+            };
+            let s = layer.forward(tape, s, &spans, &around, None, &mut |_| {})?;
             Ok::<_, Error>(std::iter::once(s.x).chain(s.branch).collect())
         })?;
         let mut outputs = outputs.into_iter();

@@ -5,6 +5,7 @@
 //!
 //! Letters in shapes: `n` tokens of all sequences, `d` the model's width, `h` heads, `v` vocabulary.
 
+mod adaptive;
 mod build;
 mod cache;
 mod cross;
@@ -12,6 +13,8 @@ mod embeddings;
 mod error;
 mod heads;
 mod layer;
+mod memory;
+mod relative;
 mod spec;
 mod stack;
 
@@ -23,8 +26,10 @@ pub use error::{Error, Result};
 pub use genus_ops as ops;
 pub use heads::{ClassTargets, Classifier, HeadBias, HeadSpec, HeadTransform, LmHead, Pooler};
 pub use layer::Layer;
+pub use memory::StreamMemory;
 pub use spec::{
     Attend, AttentionBias, Bands, Dropout, EmbeddingNorm, EmbeddingScale, Encoder, FeedForward, FinalNorm, InitScheme,
-    NormKind, Placement, Positions, Projections, ResidualInit, ScoreScale, Segments, StackSpec, Tying,
+    Memory, NormKind, OutputDropout, Placement, Positions, Projections, ResidualInit, ScoreScale, Segments, StackSpec,
+    Tying, Vocabulary,
 };
 pub use stack::{Hidden, Stack};

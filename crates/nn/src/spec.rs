@@ -15,6 +15,14 @@ pub enum Positions {
     /// Fixed sines and cosines of wavelengths from 2 pi to 10,000 times that, added to the token's (Vaswani et al. 2017, section
     /// 3.5); the sines first, then the cosines, as in the authors' code.
     Sinusoidal,
+    /// Not at all by itself: the distance between query and key enters their score, as fixed sines and cosines through a map of each
+    /// layer's own, and so do two learned vectors a head (Dai et al. 2019, arXiv 1901.02860, section 3.3).
+    Relative {
+        /// Longer distances count as this one; 0: none do.
+        clamp: usize,
+        /// Whether all layers share the two vectors.
+        shared: bool,
+    },
 }
 
 impl Positions {
@@ -25,9 +33,51 @@ impl Positions {
     pub fn offset(self) -> usize {
         match self {
             Positions::Learned { offset } => offset,
-            Positions::Sinusoidal => 0,
+            Positions::Sinusoidal | Positions::Relative { .. } => 0,
         }
     }
+}
+
+/// How tokens are turned into vectors, and vectors into predictions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vocabulary {
+    /// One table, as wide as the stream.
+    Whole,
+    /// Frequent tokens in a wide table, rarer ones in narrower ones, each with a map to the stream's width; the output predicts a
+    /// frequent token or a group of rarer ones, and then one of the group (Grave et al. 2017, arXiv 1609.04309; Baevski and Auli
+    /// 2019, arXiv 1809.10853). Predictions are log-probabilities.
+    Adaptive {
+        /// The first token of each group of rarer ones.
+        cutoffs: Vec<usize>,
+        /// Each group's table is this many times narrower than the one before; 1: all are one table.
+        divisor: usize,
+        /// Width of the first table.
+        d_embedding: usize,
+        /// Whether the output's maps are the input's; the frequent tokens' never is, except where there is one table.
+        shared_maps: bool,
+    },
+}
+
+/// What a stack carries from one segment of a text to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Nothing.
+    None,
+    /// Each layer's inputs for the last tokens, to which the layer attends as well; no gradient flows into them (Dai et al. 2019,
+    /// section 3.2). All zeros before the first segment.
+    Carried {
+        /// How many tokens.
+        length: usize,
+    },
+}
+
+/// Whether the stack's output is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputDropout {
+    /// It is not.
+    None,
+    /// At the rate of sublayers (Transformer-XL).
+    Residual,
 }
 
 /// What token vectors are multiplied by before positions are added.
@@ -141,6 +191,8 @@ pub enum AttentionBias {
     All,
     /// The output's alone (GPT-Neo).
     Output,
+    /// None (Transformer-XL).
+    None,
 }
 
 /// How queries, keys and values are projected.
@@ -196,6 +248,8 @@ pub struct Dropout {
     pub attention: f32,
     /// On each sublayer's output.
     pub residual: f32,
+    /// Inside the position-wise network, after the activation.
+    pub inner: f32,
 }
 
 /// How projections into the residual stream begin.
@@ -237,6 +291,8 @@ pub struct StackSpec {
     pub vocab_size: usize,
     /// Longest sequence.
     pub n_ctx: usize,
+    /// Token tables and output projection.
+    pub vocabulary: Vocabulary,
     /// Positions.
     pub positions: Positions,
     /// The scale of token vectors.
@@ -255,6 +311,8 @@ pub struct StackSpec {
     pub attend: Attend,
     /// The sequence that layers attend to besides.
     pub encoder: Encoder,
+    /// What is carried from segment to segment.
+    pub memory: Memory,
     /// Layers that see less than that.
     pub bands: Bands,
     /// The scale of scores.
@@ -271,6 +329,8 @@ pub struct StackSpec {
     pub tying: Tying,
     /// Dropout.
     pub dropout: Dropout,
+    /// Dropout of the output.
+    pub output_dropout: OutputDropout,
     /// Initial values.
     pub init: InitScheme,
 }
@@ -318,6 +378,31 @@ impl StackSpec {
         AttentionSpec { mask: Mask::Full, ..self.attention(0) }
     }
 
+    /// Sets the number of tokens; groups of rarer tokens that begin beyond it are left out.
+    pub fn set_vocab_size(&mut self, n: usize) {
+        self.vocab_size = n;
+        if let Vocabulary::Adaptive { cutoffs, .. } = &mut self.vocabulary {
+            cutoffs.retain(|&c| c < n);
+        }
+    }
+
+    /// Tokens of memory; 0 where none is carried.
+    pub fn memory_length(&self) -> usize {
+        match self.memory {
+            Memory::None => 0,
+            Memory::Carried { length } => length,
+        }
+    }
+
+    /// Tokens of a training sequence where nothing says how many: all that the model takes, or, where that has no end, as many as its
+    /// memory has (512 where that is none).
+    pub fn segment(&self) -> usize {
+        match self.memory {
+            Memory::None => self.n_ctx,
+            Memory::Carried { length } => self.n_ctx.min(if length == 0 { 512 } else { length }),
+        }
+    }
+
     /// Checks that the dimensions can be.
     ///
     /// # Errors
@@ -362,6 +447,37 @@ impl StackSpec {
                 });
             }
         }
+        let relative = matches!(self.positions, Positions::Relative { .. });
+        let packed = self.projections == Projections::Packed && self.n_heads == self.n_kv_heads;
+        if (relative || self.memory != Memory::None)
+            && !(relative && packed && self.attend == Attend::Past && self.encoder == Encoder::None)
+        {
+            return Err(Error::Spec {
+                field: "positions",
+                found: format!("{:?} with memory = {:?}", self.positions, self.memory),
+                expected: "distances and memory together, packed projections, as many key heads as heads, and tokens that see the past"
+                    .into(),
+            });
+        }
+        if relative && !self.d_model.is_multiple_of(2) {
+            let expected = "an even number: half of them are sines".into();
+            return Err(Error::Spec { field: "d_model", found: self.d_model.to_string(), expected });
+        }
+        if let Vocabulary::Adaptive { cutoffs, divisor, d_embedding, .. } = &self.vocabulary {
+            let rising = cutoffs.windows(2).all(|w| w[0] < w[1]);
+            let inside = cutoffs.iter().all(|&c| c > 0 && c < self.vocab_size);
+            let narrowest = d_embedding.checked_div(divisor.saturating_pow(cutoffs.len() as u32)).unwrap_or(0);
+            if !rising || !inside || narrowest == 0 {
+                return Err(Error::Spec {
+                    field: "vocabulary",
+                    found: format!("{:?}", self.vocabulary),
+                    expected: format!(
+                        "rising cutoffs from 1 to {}, and tables of at least one column",
+                        self.vocab_size.saturating_sub(1)
+                    ),
+                });
+            }
+        }
         if let Bands::Local { window, pattern } = &self.bands
             && (*window == 0 || pattern.is_empty() || self.attend == Attend::All)
         {
@@ -377,6 +493,7 @@ impl StackSpec {
             ("dropout.embedding", self.dropout.embedding),
             ("dropout.attention", self.dropout.attention),
             ("dropout.residual", self.dropout.residual),
+            ("dropout.inner", self.dropout.inner),
         ] {
             if !(0.0..1.0).contains(&p) {
                 return Err(Error::Spec { field, found: p.to_string(), expected: "at least 0 and below 1".into() });

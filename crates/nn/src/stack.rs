@@ -1,10 +1,13 @@
 //! Embeddings and layers, from token ids to hidden states.
 
-use crate::layer::{Ends, NormParams, Stream, check_cache};
+use crate::layer::{Around, Ends, NormParams, Stream, check_cache};
+use crate::memory::{Carried, StreamMemory};
+use crate::relative::Relative;
 use crate::{
-    Builder, Embeddings, Encoded, Encoder, Error, FinalNorm, Input, Layer, Placement, Result, SequenceCache, StackSpec,
+    Builder, Embeddings, Encoded, Encoder, Error, FinalNorm, Input, Layer, Memory, OutputDropout, Placement, Positions,
+    Result, SequenceCache, StackSpec,
 };
-use genus_ops::{Branch, Param, Precision, Tape, Value, residual};
+use genus_ops::{Branch, Param, Precision, Tape, Value, dropout, residual};
 use std::sync::Arc;
 
 /// The hidden states of a batch.
@@ -32,7 +35,9 @@ impl Stack {
     pub fn build(b: &mut Builder<'_>, spec: &StackSpec, tokens: Option<&Param>) -> Result<Self> {
         spec.check()?;
         let embeddings = Embeddings::build(b, spec, tokens)?;
-        let layers = (0..spec.n_layers).map(|i| Layer::build(b, spec, i).map(Arc::new)).collect::<Result<_>>()?;
+        let shared = Relative::shared(b, spec)?;
+        let layer = |i| Layer::build(b, spec, i, shared.as_ref()).map(Arc::new);
+        let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;
         let final_norm = match spec.final_norm {
             FinalNorm::None => None,
             FinalNorm::Norm => Some(NormParams::build(b, "final_norm", spec)?),
@@ -92,7 +97,25 @@ impl Stack {
         caches: Option<&mut [SequenceCache]>,
         keep_all: bool,
     ) -> Result<Hidden> {
-        self.run(tape, input, encoded, caches, keep_all, None)
+        self.run(tape, input, encoded, None, caches, keep_all, None)
+    }
+
+    /// As [`Stack::forward`], for the next segment of each of several texts: the layers attend to what `memories` (one a sequence)
+    /// carry, which then carry this segment on.
+    ///
+    /// # Errors
+    /// As [`Stack::forward`], and when the stack carries no memory.
+    pub fn forward_carrying(
+        &self,
+        tape: &Tape,
+        input: &Input,
+        memories: &mut [StreamMemory],
+        keep_all: bool,
+    ) -> Result<Hidden> {
+        if self.spec.memory == Memory::None {
+            return Err(Error::NoMemory);
+        }
+        self.run(tape, input, None, Some(memories), None, keep_all, None)
     }
 
     /// The hidden states after the last token of those sequences that are `wanted` (one row each, in order), as
@@ -110,17 +133,55 @@ impl Stack {
         let ends = Ends::new(&input.spans, wanted);
         // In decoding every token is an end.
         if self.layers.is_empty() || input.spans.iter().zip(wanted).all(|(r, w)| r.len() == usize::from(*w)) {
-            let all = self.run(tape, input, None, Some(caches), false, None)?.last;
+            let all = self.run(tape, input, None, None, Some(caches), false, None)?.last;
             return if self.layers.is_empty() { ends.of(tape, &all) } else { Ok(all) };
         }
-        Ok(self.run(tape, input, None, Some(caches), false, Some(&ends))?.last)
+        Ok(self.run(tape, input, None, None, Some(caches), false, Some(&ends))?.last)
     }
 
+    /// What layers read of distances and, where there are no caches, of memories; a text without one begins with one of zeros.
+    fn carried(
+        &self,
+        tape: &Tape,
+        x: &Value,
+        input: &Input,
+        memories: Option<&[StreamMemory]>,
+        caches: Option<&[SequenceCache]>,
+    ) -> Result<(Option<Arc<Carried>>, Option<Value>)> {
+        let Positions::Relative { clamp, .. } = self.spec.positions else { return Ok((None, None)) };
+        let length = self.spec.memory_length();
+        let distances = |n: usize| Relative::distances(tape, &self.spec, clamp, n, x.tensor());
+        if let Some(caches) = caches {
+            let held = |c: &SequenceCache| if c.is_new(0) { length } else { c.held(0) };
+            let needed = caches.iter().zip(input.spans.iter()).map(|(c, r)| held(c) + r.len()).max().unwrap_or(0);
+            if caches.iter().any(|c| c.distances(0, needed).is_some()) {
+                return Ok((None, None));
+            }
+            // Some more, so that the next tokens need none.
+            return Ok((None, Some(distances(needed.next_multiple_of(64) + 64)?)));
+        }
+        let carried = match memories {
+            Some(m) if m.len() != input.spans.len() => {
+                return Err(Error::Length { what: "memories", found: m.len(), expected: input.spans.len() });
+            }
+            Some(m) => Carried::new(m, &input.spans, length)?,
+            None => {
+                let t = x.tensor();
+                let new = StreamMemory::new(&self.spec, t.dtype(), t.device())?;
+                Carried::new(&vec![new; input.spans.len()], &input.spans, length)?
+            }
+        };
+        let longest = carried.spans.iter().map(|r| r.len()).max().unwrap_or(0);
+        Ok((Some(Arc::new(carried)), Some(distances(longest)?)))
+    }
+
+    #[allow(clippy::too_many_arguments)]
     fn run(
         &self,
         tape: &Tape,
         input: &Input,
         encoded: Option<&Encoded>,
+        memories: Option<&mut [StreamMemory]>,
         mut caches: Option<&mut [SequenceCache]>,
         keep_all: bool,
         ends: Option<&Ends>,
@@ -130,38 +191,54 @@ impl Stack {
             self.check_encoded(encoded, input.spans.len())?;
         }
         let mut all = Vec::new();
+        let keeps = keep_all || memories.is_some();
         let mut keep = |v: &Value| {
-            if keep_all {
+            if keeps {
                 all.push(v.clone());
             }
         };
         let x = self.embeddings.forward(tape, input, caches.as_deref())?;
+        let (carried, distances) = self.carried(tape, &x, input, memories.as_deref(), caches.as_deref())?;
+        let both = carried.clone().zip(distances.clone());
+        let around = Around { encoded, carried: carried.as_deref(), distances: distances.as_ref() };
         let mut s = Stream { x, branch: None };
         let recompute = tape.recomputes() && !keep_all && caches.is_none();
         for (i, layer) in self.layers.iter().enumerate() {
             if recompute {
-                s = Layer::recomputed(layer, tape, s, &input.spans, encoded)?;
+                s = Layer::recomputed(layer, tape, s, &input.spans, encoded, both.as_ref(), &mut keep)?;
                 continue;
             }
             let ends = ends.filter(|_| i + 1 == self.layers.len());
             let cached = caches.as_deref_mut().map(|c| (c, ends));
-            s = layer.forward(tape, s, &input.spans, encoded, cached, &mut keep)?;
+            s = layer.forward(tape, s, &input.spans, &around, cached, &mut keep)?;
         }
-        let dropout = self.spec.dropout.residual;
-        let last = match (&self.final_norm, s.branch.as_ref()) {
+        let rate = self.spec.dropout.residual;
+        let mut last = match (&self.final_norm, s.branch.as_ref()) {
             (Some(norm), _) => {
-                let [_, y] = Layer::join(tape, &s, norm, dropout)?;
+                let [_, y] = Layer::join(tape, &s, norm, rate)?;
                 y
             }
-            (None, Some(value)) => residual(tape, &s.x, Branch { value, dropout })?,
+            (None, Some(value)) => residual(tape, &s.x, Branch { value, dropout: rate })?,
             (None, None) => s.x,
         };
+        if self.spec.output_dropout == OutputDropout::Residual {
+            last = dropout(tape, &last, rate)?;
+        }
         keep(&last);
         debug_assert!(self.spec.placement == Placement::Pre || s.branch.is_none());
         if let Some(caches) = caches {
             for (cache, span) in caches.iter_mut().zip(input.spans.iter()) {
                 cache.advance(span.len());
+                if self.spec.memory != Memory::None {
+                    cache.keep_last(self.spec.memory_length());
+                }
             }
+        }
+        for (memory, span) in memories.into_iter().flatten().zip(input.spans.iter()) {
+            memory.take_up(&all, span)?;
+        }
+        if !keep_all {
+            all.clear();
         }
         Ok(Hidden { last, all })
     }

@@ -13,6 +13,7 @@ fn spec(feed_forward: FeedForward, layout: Layout) -> StackSpec {
         d_ff: 20,
         vocab_size: 17,
         n_ctx: 10,
+        vocabulary: Vocabulary::Whole,
         positions: Positions::LEARNED,
         embedding_scale: EmbeddingScale::One,
         segments: Segments::None,
@@ -22,6 +23,7 @@ fn spec(feed_forward: FeedForward, layout: Layout) -> StackSpec {
         final_norm: FinalNorm::Norm,
         attend: Attend::Past,
         encoder: Encoder::None,
+        memory: Memory::None,
         bands: Bands::None,
         scores: ScoreScale::Root,
         projections: Projections::Separate,
@@ -29,7 +31,8 @@ fn spec(feed_forward: FeedForward, layout: Layout) -> StackSpec {
         layout,
         feed_forward,
         tying: Tying::Tied,
-        dropout: Dropout { embedding: 0.0, attention: 0.0, residual: 0.0 },
+        dropout: Dropout { embedding: 0.0, attention: 0.0, residual: 0.0, inner: 0.0 },
+        output_dropout: OutputDropout::None,
         init: InitScheme { std: 0.3, position_std: 0.3, residual: ResidualInit::Plain },
     }
 }

@@ -32,7 +32,7 @@ mod testing;
 
 pub use activation::Activation;
 pub use array::{scalar, to_vec, with_slice, with_slice_mut};
-pub use attention::{AttentionSpec, Mask, Qkv, attention};
+pub use attention::{AttentionSpec, Mask, Qkv, RelativeKeys, RelativeQkv, attention, attention_relative};
 pub use candle_core::{DType, Device, Tensor};
 pub use cross_entropy::{IGNORE, Projection, cross_entropy};
 pub use embedding::embedding;
@@ -44,7 +44,7 @@ pub use linear::{Layout, linear};
 pub use norm::{Branch, Norm, residual, residual_norm};
 pub use optim::{AdamW, Moments, adamw, grad_norm};
 pub use precision::Precision;
-pub use rows::{copy_rows, dropout, gather_rows, weighted_sum};
+pub use rows::{add_row, columns, copy_rows, dropout, gather_rows, join_rows, reshape, weighted_sum};
 pub use simd::{Level, level, with_level};
 pub use spans::Spans;
 pub use tape::{Gradients, Param, Path, Tape, Value, check_reached};

@@ -123,6 +123,11 @@ impl Tape {
         self.recording && inputs.iter().any(|v| v.tracked())
     }
 
+    /// Whether anything is dropped on this tape.
+    pub fn drops(&self) -> bool {
+        self.dropout.is_some()
+    }
+
     /// The key of the next dropout of rate `p`, or `None` when nothing is dropped.
     pub(crate) fn draw(&self, p: f32) -> Option<Key> {
         let key = self.dropout.filter(|_| p > 0.0)?;

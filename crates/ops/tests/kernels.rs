@@ -226,6 +226,76 @@ fn cached_attention_has_the_bits_of_the_uncached() -> Result<()> {
     Ok(())
 }
 
+/// Scores that depend on distances: memory of several lengths, more distances than keys, tiles and blocks that are not whole.
+#[test]
+fn relative_attention() {
+    for (mask, lengths, extra) in [
+        (Mask::Causal, vec![(5, 5), (1, 9), (7, 20)], 0),
+        (Mask::Causal, vec![(100, 170), (33, 33)], 3),
+        (Mask::Band { window: 4 }, vec![(6, 10), (3, 3)], 1),
+        (Mask::Band { window: 70 }, vec![(98, 168)], 0),
+    ] {
+        for dropout in [0.0, 0.3] {
+            let (h, d) = (2, 6);
+            let spec = AttentionSpec { n_heads: h, n_kv_heads: h, d_head: d, mask, scale: 0.4, dropout };
+            let spans = Spans::from_lengths(lengths.iter().map(|l| l.0));
+            let k_spans = Spans::from_lengths(lengths.iter().map(|l| l.1));
+            let distances = extra + lengths.iter().map(|l| l.1).max().unwrap();
+            let (n, m) = (spans.total(), k_spans.total());
+            let w = h * d;
+            check(
+                "relative attention",
+                dropout > 0.0,
+                &[&[n, w], &[n, w], &[distances, w], &[m, w], &[m, w]],
+                &|t, x| {
+                    let kv = RelativeKeys::Rows { k: &x[3], v: &x[4], spans: &k_spans };
+                    let qkv = RelativeQkv { q: &x[0], p: &x[1], r: &x[2], kv };
+                    Ok(vec![attention_relative(t, &qkv, &spans, &spec)?])
+                },
+            );
+        }
+    }
+}
+
+/// A query's bits do not depend on what else is asked at once, nor on where its keys come from.
+#[test]
+fn relative_attention_in_pieces() -> Result<()> {
+    let (h, d, n, memory) = (2, 12, 150, 40);
+    let w = h * d;
+    for mask in [Mask::Causal, Mask::Band { window: 41 }] {
+        let spec = AttentionSpec { n_heads: h, n_kv_heads: h, d_head: d, mask, scale: 0.3, dropout: 0.0 };
+        let matrix = |rows: usize, seed| -> Result<Tensor> {
+            Ok(Tensor::from_vec(data(rows * w, seed), (rows, w), &Device::Cpu)?.to_dtype(DType::F32)?)
+        };
+        let (q, p, r) = (matrix(n, 1)?, matrix(n, 2)?, matrix(memory + n + 2, 3)?);
+        let (k, v) = (matrix(memory + n, 4)?, matrix(memory + n, 5)?);
+        let tape = Tape::inference();
+        let run = |from: usize, count: usize| {
+            let part = |t: &Tensor| -> Result<Value> { Ok(Value::constant(t.narrow(0, from, count)?.contiguous()?)) };
+            let keys = memory + from + count;
+            let kv = [(k.narrow(0, 0, keys)?, v.narrow(0, 0, keys)?)];
+            let (q, p) = (part(&q)?, part(&p)?);
+            let r = Value::constant(r.clone());
+            let qkv = RelativeQkv { q: &q, p: &p, r: &r, kv: RelativeKeys::Cached(&kv) };
+            to_vec(attention_relative(&tape, &qkv, &Spans::single(count), &spec)?.tensor())
+        };
+        let whole = run(0, n)?;
+        for (from, count) in [(0, 1), (1, 99), (100, 50), (149, 1)] {
+            assert_eq!(run(from, count)?, whole[from * w..(from + count) * w], "{mask:?} rows from {from}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn rows_joined_and_a_row_added() {
+    let order: Vec<u32> = (0..30).map(|i| i * 7 % 16).collect();
+    check("join rows", false, &[&[11, 13], &[5, 13]], &|t, x| Ok(vec![join_rows(t, &x[0], &x[1], &order)?]));
+    check("columns", false, &[&[9, 10]], &|t, x| Ok(vec![columns(t, &x[0], 0, 4)?, columns(t, &x[0], 3, 7)?]));
+    check("reshape", false, &[&[6, 10]], &|t, x| Ok(vec![reshape(t, &x[0], &[15, 4])?]));
+    check("add row", false, &[&[70, 12], &[3, 4]], &|t, x| Ok(vec![add_row(t, &x[0], &x[1])?]));
+}
+
 #[test]
 fn embeddings_and_rows() {
     let ids: Vec<u32> = (0..40).map(|i| i * 7 % 11).collect();

@@ -32,8 +32,8 @@ pub use corpus::{
 };
 pub use dataset::{
     Batch, BuildProgress, CausalWindows, Examples, MaskingConfig, PairExamples, PairOptions, Sample, Segments,
-    SentenceSplit, SentenceStream, SequenceLabel, TokenStream, Tokens, TranslationExamples, TranslationOptions,
-    WindowOptions, mask_tokens,
+    SentenceSplit, SentenceStream, SequenceLabel, StreamWindows, TokenStream, Tokens, TranslationExamples,
+    TranslationOptions, WindowOptions, mask_tokens,
 };
 pub use error::{Result, TextError};
 pub use tokenizer::{

@@ -115,7 +115,7 @@ pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) ->
             source.clone_from(&ids);
             ids.rotate_right(1);
         }
-        batch.push(Sample { ids, spans: vec![n], token_types, labels, next_sentence, label, source });
+        batch.push(Sample { ids, spans: vec![n], token_types, labels, next_sentence, label, source, continues: false });
     }
     Ok(batch)
 }
@@ -154,7 +154,7 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
         for batch in batches {
             let tape = Tape::recording().with_recompute(timing.recompute).with_precision(timing.precision);
             let scales = objective.targets(batch).scales();
-            let loss = objective.loss(model, &tape, batch, scales, 0.0)?;
+            let loss = objective.loss(model, &tape, batch, scales, 0.0, None)?;
             tape.backward(&loss.total)?;
             let norm = optimizer.norm()?;
             optimizer.update(1e-4, norm)?;

@@ -80,6 +80,8 @@ pub struct TrainConfig {
     pub vocab_size: Option<usize>,
     /// Longest sequence that the model takes.
     pub n_ctx: Option<usize>,
+    /// Tokens of memory, instead of the preset's (Transformer-XL).
+    pub memory: Option<usize>,
     /// Dropout everywhere; by default as published, or as the folder's configuration says.
     pub dropout: Option<f32>,
 
@@ -186,6 +188,7 @@ impl Default for TrainConfig {
             d_ff: None,
             vocab_size: None,
             n_ctx: None,
+            memory: None,
             dropout: None,
             data: Vec::new(),
             source: Vec::new(),
@@ -353,6 +356,7 @@ impl TrainConfig {
             d_ff: self.d_ff,
             vocab_size: self.vocab_size,
             n_ctx: self.n_ctx,
+            memory: self.memory,
         }
     }
 

@@ -4,9 +4,11 @@ use crate::evaluate::windows;
 use crate::text::Text;
 use crate::{Error, Objective, Resolved, Result};
 use genus_models::Model;
+use genus_models::nn::Memory;
 use genus_text::{
     BuildProgress, CausalWindows, Corpus, Examples, PairExamples, PairOptions, Parallel, Sample, Segments,
-    SentenceSplit, SentenceStream, TokenStream, Tokenizer, TranslationExamples, TranslationOptions, WindowOptions,
+    SentenceSplit, SentenceStream, StreamWindows, TokenStream, Tokenizer, TranslationExamples, TranslationOptions,
+    WindowOptions,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -77,7 +79,7 @@ impl Data {
         progress: impl FnMut(Phase),
     ) -> Result<Self> {
         match text {
-            Text::Documents { train, dev } => Self::of_documents(train, dev.as_ref(), tokenizer, run, progress),
+            Text::Documents { train, dev } => Self::of_documents(train, dev.as_ref(), tokenizer, run, model, progress),
             Text::Pairs { train, dev } => Self::of_pairs(train, dev.as_ref(), tokenizer, run, model, progress),
         }
     }
@@ -87,6 +89,7 @@ impl Data {
         dev: Option<&Corpus>,
         tokenizer: Tokenizer,
         run: &Resolved,
+        model: &Model,
         mut progress: impl FnMut(Phase),
     ) -> Result<Self> {
         let of_files = |e: genus_text::TextError| Error::from(e).of_files(&run.config.data);
@@ -104,9 +107,15 @@ impl Data {
                 };
                 let tokens = stream.len();
                 hash_tokens(&mut hash, &stream);
-                let windows = CausalWindows::new(Arc::new(stream), options).map_err(of_files)?;
-                windows.require(batch).map_err(of_files)?;
-                (Arc::new(windows), tokens)
+                if model.spec().memory != Memory::None {
+                    let rows = batch * run.config.accumulate;
+                    let windows = StreamWindows::new(Arc::new(stream), run.context, rows).map_err(of_files)?;
+                    (Arc::new(windows), tokens)
+                } else {
+                    let windows = CausalWindows::new(Arc::new(stream), options).map_err(of_files)?;
+                    windows.require(batch).map_err(of_files)?;
+                    (Arc::new(windows), tokens)
+                }
             }
             _ => {
                 let split = SentenceSplit::default();
@@ -126,7 +135,7 @@ impl Data {
         let fingerprint = Fingerprint { documents, bytes, dev_bytes, tokens: train_tokens as u64, crc32 };
         let dev = match dev {
             None => None,
-            Some(corpus) => Some(Dev::build(corpus, &tokenizer, run, most, |p| progress(Phase::Dev(p)))?),
+            Some(corpus) => Some(Dev::build(corpus, &tokenizer, run, model, most, |p| progress(Phase::Dev(p)))?),
         };
         Ok(Data { tokenizer, train: examples, train_tokens: train_tokens as u64, dev, fingerprint })
     }
@@ -207,11 +216,20 @@ impl Dev {
         corpus: &Corpus,
         tokenizer: &Tokenizer,
         run: &Resolved,
+        model: &Model,
         most: usize,
         progress: impl FnMut(BuildProgress),
     ) -> Result<Self> {
         if run.objective == Objective::Causal {
             let stream = TokenStream::build(corpus, tokenizer, progress)?;
+            let (bytes_per_token, in_rows) = (stream.bytes_per_token(), least_batch(run));
+            // As many texts side by side as a batch has rows, if each has two windows.
+            if model.spec().memory != Memory::None && stream.len() / run.context >= 2 * in_rows {
+                let windows = StreamWindows::new(Arc::new(stream), run.context, in_rows)?;
+                let all = first_samples(&windows, most);
+                let whole = (all.len() / in_rows).max(1) * in_rows;
+                return Ok(Dev::of(all.into_iter().take(whole).collect(), Some(bytes_per_token)));
+            }
             let samples = windows(&stream, run.context, run.config.separate_documents, most);
             return Ok(Dev::of(samples, Some(stream.bytes_per_token())));
         }

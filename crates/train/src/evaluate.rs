@@ -1,5 +1,6 @@
 //! Loss on held-out text.
 
+use crate::carried::Carried;
 use crate::{Objective, Result, Targets};
 use genus_models::Model;
 use genus_ops::{Precision, Tape, scalar};
@@ -33,6 +34,7 @@ pub fn evaluate(
     bytes_per_token: Option<f64>,
     precision: Precision,
 ) -> Result<Evaluation> {
+    let mut carried = Carried::default();
     let mut total = Targets::default();
     let (mut tokens, mut sequences) = (0.0, 0.0);
     for chunk in samples.chunks(rows.max(1)) {
@@ -43,7 +45,7 @@ pub fn evaluate(
         }
         let tape = Tape::inference().with_precision(precision);
         // Means of single batches keep f32 sums small; they are weighted in f64.
-        let loss = objective.loss(model, &tape, &batch, targets.scales(), 0.0)?;
+        let loss = objective.loss(model, &tape, &batch, targets.scales(), 0.0, carried.of(model, &batch)?)?;
         if let Some(t) = loss.tokens {
             tokens += scalar(t.tensor())? * targets.tokens as f64;
         }

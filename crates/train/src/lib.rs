@@ -10,6 +10,7 @@
 //! and `checkpoint-<step>/`: each a loadable model folder that also carries the state of training.
 
 pub mod bench;
+mod carried;
 mod config;
 mod data;
 mod error;

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use genus_models::nn::{ClassTargets, Segments};
-use genus_models::{Encoded, Input, Model, Task};
+use genus_models::{Encoded, Input, Model, StreamMemory, Task};
 use genus_ops::{Spans, Tape, Value, gather_rows, weighted_sum};
 use genus_text::{Batch, SequenceLabel};
 use serde::{Deserialize, Serialize};
@@ -150,11 +150,20 @@ impl Objective {
 
     /// The loss of a batch: the summed cross-entropy of tokens times `scales.tokens`, and that of next sentences or labels times
     /// `scales.sequences`. Of masked batches only the masked rows go through the head. `smoothing` is the uniform distribution's
-    /// weight in the targets of tokens.
+    /// weight in the targets of tokens. Of a model that carries a memory, `memories` (one an example) are what each goes on from, and
+    /// then carry it on; without them each begins anew.
     ///
     /// # Errors
     /// When the model lacks a head or an encoder, or ids, labels or segments are out of range.
-    pub fn loss(self, model: &Model, tape: &Tape, batch: &Batch, scales: Scales, smoothing: f64) -> Result<Loss> {
+    pub fn loss(
+        self,
+        model: &Model,
+        tape: &Tape,
+        batch: &Batch,
+        scales: Scales,
+        smoothing: f64,
+        memories: Option<&mut [StreamMemory]>,
+    ) -> Result<Loss> {
         let input = input(model, batch)?;
         let hidden = match self {
             Objective::Translation => {
@@ -163,7 +172,10 @@ impl Objective {
                 let states = model.encode(tape, &source, false)?.last; // [m, d]
                 model.decode(tape, &input, &Encoded { states, spans }, false)?.last // [n, d]
             }
-            _ => model.hidden(tape, &input, None, false)?.last, // [n, d]
+            _ => match memories {
+                Some(memories) => model.hidden_carrying(tape, &input, memories, false)?.last, // [n, d]
+                None => model.hidden(tape, &input, None, false)?.last,
+            },
         };
         let tokens = match self {
             Objective::Causal | Objective::Translation => {

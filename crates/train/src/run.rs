@@ -138,7 +138,7 @@ pub(crate) fn save(folder: &Path, trainer: &Trainer, tokenizer: &Tokenizer, stat
             let text = serde_json::to_string_pretty(&generation_config(model)).unwrap_or_default() + "\n";
             std::fs::write(&file, text).map_err(Error::io(&file))?;
         }
-        let tensors = trainer.optimizer().state();
+        let tensors = trainer.state();
         Ok(state::TrainingState { json, tensors }.save(tmp)?)
     })?;
     Ok(Some(path))

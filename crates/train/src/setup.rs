@@ -3,7 +3,7 @@
 use crate::text::Text;
 use crate::{Error, Objective, Phase, Result, TrainConfig};
 use genus_checkpoint::FILE_NAMES;
-use genus_models::nn::{Init, Source};
+use genus_models::nn::{Init, Memory, Source};
 use genus_models::{Family, LoadOptions, Model, StackSpec, find_preset};
 use genus_ops::Tensor;
 use genus_text::{Tokenizer, TokenizerSpec, TrainKind, TrainOptions};
@@ -73,6 +73,10 @@ impl Plan {
         }
         if let Some(p) = config.dropout {
             (spec.dropout.embedding, spec.dropout.attention, spec.dropout.residual) = (p, p, p);
+            // Not every member drops inside its networks.
+            if spec.dropout.inner > 0.0 {
+                spec.dropout.inner = p;
+            }
         }
         let objective = match config.objective.or(Objective::of(family.default_task())) {
             Some(o) => o,
@@ -81,6 +85,23 @@ impl Plan {
         // An objective that the member cannot have is told now, not after the data was read.
         family.plan(&spec, objective.task())?;
         Ok(Plan { family, spec, objective, weights, folder })
+    }
+
+    /// A model that carries a memory reads texts side by side, in windows that need not be as long as it could take.
+    pub fn check_memory(&self, config: &mut TrainConfig) -> Result<()> {
+        if self.spec.memory == Memory::None {
+            return Ok(());
+        }
+        if config.separate_documents {
+            let expected = "false: a model with memory reads documents one after the other";
+            return Err(Error::config("separate_documents", true, expected));
+        }
+        if config.batch_ramp_steps > 0 {
+            let expected = "0: a model with memory reads as many texts side by side as a batch has rows";
+            return Err(Error::config("batch_ramp_steps", config.batch_ramp_steps, expected));
+        }
+        config.context.get_or_insert(self.spec.segment());
+        Ok(())
     }
 
     /// Which tokenizer: the one given, that of the model's folder, or one to be learned from the text.
@@ -118,7 +139,7 @@ impl Plan {
         }
         if tokens < model && self.weights.is_none() && config.vocab_size.is_none() {
             say(&format!("vocab_size is {tokens}, the tokenizer's (the preset's is {model})"));
-            self.spec.vocab_size = tokens;
+            self.spec.set_vocab_size(tokens);
         }
         Ok(())
     }
@@ -186,6 +207,7 @@ fn same_dimensions(config: &TrainConfig, spec: &StackSpec, folder: &Path) -> Res
         ("d_ff", given.d_ff, spec.d_ff),
         ("vocab_size", given.vocab_size, spec.vocab_size),
         ("n_ctx", given.n_ctx, spec.n_ctx),
+        ("memory", given.memory, spec.memory_length()),
     ];
     for (field, wanted, is) in pairs {
         if let Some(found) = wanted.filter(|&w| w != is) {

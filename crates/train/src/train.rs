@@ -137,8 +137,9 @@ fn fresh(
     options: &RunOptions,
     hooks: &mut dyn Hooks,
 ) -> Result<Outcome> {
-    let config = absolute(config);
+    let mut config = absolute(config);
     let mut plan = Plan::new(&config, &mut |m| hooks.on_message(m))?;
+    plan.check_memory(&mut config)?;
     // What is wrong with batch and context is told before the data is read.
     let mut resolved = config.resolve(plan.objective, plan.spec.n_ctx)?;
     let text = Text::open(&resolved.config, options.corpus.as_ref())?;

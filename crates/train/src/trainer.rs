@@ -1,5 +1,6 @@
 //! One update of the weights.
 
+use crate::carried::{self, Carried};
 use crate::{Error, Objective, Optimizer, OptimizerSettings, Result, Schedule, Targets};
 use genus_models::Model;
 use genus_ops::{Precision, Spans, Tape, rng::Key, scalar};
@@ -18,6 +19,8 @@ pub struct Trainer {
     in_a_row: u64,
     recompute: bool,
     smoothing: f64,
+    /// Of a model with memory, for each batch of a step.
+    carried: Vec<Carried>,
 }
 
 /// What one step did.
@@ -65,6 +68,7 @@ impl Trainer {
             in_a_row: 0,
             recompute: false,
             smoothing: 0.0,
+            carried: Vec::new(),
             precision: Precision::F32,
         })
     }
@@ -109,10 +113,15 @@ impl Trainer {
             tokens: batches.iter().map(|b| (b.ids.len() + b.sources.len()) as u64).sum(),
             flops: 0.0,
         };
+        if self.carried.len() < batches.len() {
+            self.carried.resize_with(batches.len(), Carried::default);
+        }
         for (i, batch) in (0..).zip(batches) {
             let tape = Tape::training(key.child(i));
             let tape = tape.with_recompute(self.recompute).with_precision(self.precision);
-            let loss = self.objective.loss(&self.model, &tape, batch, targets.scales(), self.smoothing)?;
+            let memories = self.carried[i as usize].of(&self.model, batch)?;
+            let scales = targets.scales();
+            let loss = self.objective.loss(&self.model, &tape, batch, scales, self.smoothing, memories)?;
             let spans = Spans::from_lengths(batch.spans.iter().copied());
             let sources = Spans::from_lengths(batch.source_spans.iter().copied());
             update.flops += self.model.flops(&spans, &sources, self.objective.predicted(batch)).training();
@@ -170,6 +179,13 @@ impl Trainer {
         self.in_a_row
     }
 
+    /// What a checkpoint holds besides weights: moments, and the memories of a model that carries some.
+    pub(crate) fn state(&self) -> Vec<(String, genus_ops::Tensor)> {
+        let mut tensors = self.optimizer.state();
+        tensors.extend(self.carried.iter().enumerate().flat_map(|(i, c)| c.state(i)));
+        tensors
+    }
+
     /// Goes on from a saved state; the weights are in the model already.
     ///
     /// # Errors
@@ -177,9 +193,10 @@ impl Trainer {
     pub(crate) fn restore(
         &mut self,
         state: &crate::run::State,
-        moments: Vec<(String, genus_ops::Tensor)>,
+        mut moments: Vec<(String, genus_ops::Tensor)>,
         checkpoint: &std::path::Path,
     ) -> Result<()> {
+        self.carried = carried::restore(&self.model, &mut moments, checkpoint)?;
         self.optimizer.restore(moments, state.updates, checkpoint)?;
         (self.step, self.skipped, self.in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);
         Ok(())

@@ -15,6 +15,7 @@ fn model(preset: &str, labels: Labels) -> Model {
         d_ff: None,
         vocab_size: Some(31),
         n_ctx: Some(20),
+        memory: None,
     };
     let spec = dims.apply((preset.spec)()).unwrap();
     let source = &mut RandomSource::on(3, DType::F32, Device::Cpu);
@@ -86,7 +87,7 @@ fn means_and_folders() {
     let loss = |m: &Model, samples: &[Sample]| {
         let batch: Batch = samples.iter().cloned().collect();
         let targets = Objective::Classification.targets(&batch);
-        let loss = Objective::Classification.loss(m, &Tape::inference(), &batch, targets.scales(), 0.0).unwrap();
+        let loss = Objective::Classification.loss(m, &Tape::inference(), &batch, targets.scales(), 0.0, None).unwrap();
         scalar(loss.total.tensor()).unwrap()
     };
     let (whole, parts) = (loss(&m, &all), [&all[..10], &all[10..]].map(|s| loss(&m, s) * s.len() as f64));
@@ -110,7 +111,7 @@ fn labels_that_do_not_fit_are_refused() {
         };
         let batch: Batch = labels.iter().map(sample).collect();
         let scales = Objective::Classification.targets(&batch).scales();
-        Objective::Classification.loss(&m, &Tape::inference(), &batch, scales, 0.0).err().unwrap().to_string()
+        Objective::Classification.loss(&m, &Tape::inference(), &batch, scales, 0.0, None).err().unwrap().to_string()
     };
     let (class, numbers) = (SequenceLabel::Class, |n| SequenceLabel::Numbers(vec![0.5; n]));
     assert!(error(&[class(0), class(3)]).contains("target is 3"));
@@ -121,5 +122,5 @@ fn labels_that_do_not_fit_are_refused() {
     let mut unlabelled: Batch = samples(|_| class(0)).into_iter().take(2).collect();
     unlabelled.sequence_labels.pop();
     let scales = Objective::Classification.targets(&unlabelled).scales();
-    assert!(Objective::Classification.loss(&m, &Tape::inference(), &unlabelled, scales, 0.0).is_err());
+    assert!(Objective::Classification.loss(&m, &Tape::inference(), &unlabelled, scales, 0.0, None).is_err());
 }

@@ -1,5 +1,6 @@
 //! Ten steps of this crate's objectives, schedule and optimiser against ten of PyTorch.
 
+use genus_models::nn::Dropout;
 use genus_models::{LoadOptions, Model};
 use genus_ops::{DType, Tensor};
 use genus_text::{Batch, Sample};
@@ -24,7 +25,7 @@ struct Steps {
 #[derive(Deserialize)]
 struct Padded {
     input_ids: Vec<Vec<u32>>,
-    attention_mask: Vec<Vec<u8>>,
+    attention_mask: Option<Vec<Vec<u8>>>,
     decoder_input_ids: Option<Vec<Vec<u32>>>,
     labels: Vec<Vec<i32>>,
     token_type_ids: Option<Vec<Vec<u32>>>,
@@ -33,9 +34,10 @@ struct Padded {
 
 impl Padded {
     /// The real tokens of each row; labels of causal models move one to the left, as the reference does inside.
-    fn ragged(&self, objective: Objective) -> Batch {
+    fn ragged(&self, objective: Objective, continues: bool) -> Batch {
         let row = |i: usize| {
-            let real: Vec<usize> = (0..self.input_ids[i].len()).filter(|&j| self.attention_mask[i][j] == 1).collect();
+            let real = |&j: &usize| self.attention_mask.as_ref().is_none_or(|mask| mask[i][j] == 1);
+            let real: Vec<usize> = (0..self.input_ids[i].len()).filter(real).collect();
             let ids: Vec<u32> = real.iter().map(|&j| self.input_ids[i][j]).collect();
             if let Some(targets) = &self.decoder_input_ids {
                 let (spans, labels) = (vec![targets[i].len()], self.labels[i].clone());
@@ -49,6 +51,7 @@ impl Padded {
             };
             Sample {
                 ids,
+                continues,
                 spans: vec![real.len()],
                 token_types: self
                     .token_type_ids
@@ -86,16 +89,19 @@ fn far(a: &[f64], b: &[f64]) -> f64 {
 fn ten_steps(case: &str, objective: Objective, schedule: Schedule, dtype: DType, slack: f64) {
     let folder = fixture(case);
     let steps: Steps = serde_json::from_value(read(&folder.join("steps.json"))).unwrap();
+    let file = if case.starts_with("xl-") { "tolerances-xl.json" } else { "tolerances.json" };
     let deviations: BTreeMap<String, Value> =
-        serde_json::from_value(read(&fixture("tolerances.json"))[format!("{case}-steps")].clone()).unwrap();
+        serde_json::from_value(read(&fixture(file))[format!("{case}-steps")].clone()).unwrap();
     let allowed = |name: &str, scale: f64| {
-        slack * deviations[name]["max_abs"].as_f64().unwrap() + if dtype == DType::F32 { 2.4e-7 * scale } else { 1e-12 }
+        // In float64: half a unit of float32, in which the scale of attention is held.
+        let units = if dtype == DType::F32 { 2.4e-7 } else { 6e-8 };
+        slack * deviations[name]["max_abs"].as_f64().unwrap() + units * scale
     };
     let options = LoadOptions { task: Some(objective.task()), dtype, ..LoadOptions::default() };
     let mut model = Model::load(&folder, &options).unwrap().model;
     // The reference runs in evaluation mode.
     let mut spec = model.spec().clone();
-    (spec.dropout.embedding, spec.dropout.attention, spec.dropout.residual) = (0.0, 0.0, 0.0);
+    spec.dropout = Dropout { embedding: 0.0, attention: 0.0, residual: 0.0, inner: 0.0 };
     model = rebuilt(&model, spec, objective);
     let settings = OptimizerSettings {
         beta1: steps.betas[0],
@@ -106,7 +112,7 @@ fn ten_steps(case: &str, objective: Objective, schedule: Schedule, dtype: DType,
     };
     let mut trainer = Trainer::new(model, objective, settings, schedule, 0).unwrap();
     for (i, batch) in steps.batches.iter().enumerate() {
-        let update = trainer.update(&[batch.ragged(objective)]).unwrap();
+        let update = trainer.update(&[batch.ragged(objective, i > 0)]).unwrap();
         assert!((update.lr - steps.lr[i]).abs() < 1e-15, "step {i}: lr {} {}", update.lr, steps.lr[i]);
         let (loss, norm) = (steps.losses[i], steps.grad_norms[i]);
         assert!((update.loss - loss).abs() <= allowed("loss", loss), "step {i}: loss {} {loss}", update.loss);
@@ -183,6 +189,8 @@ fn their_relatives_take_the_steps_of_pytorch() {
         ("roberta-masked-lm", Objective::Masked),
         ("distilbert-masked-lm", Objective::Masked),
         ("marian-seq2seq", Objective::Translation),
+        // Each step goes on from the memory that the one before left.
+        ("xl-causal-lm", Objective::Causal),
     ] {
         ten_steps(case, objective, s, DType::F64, 1.01);
         ten_steps(case, objective, s, DType::F32, 8.0);

@@ -26,6 +26,7 @@ fn model(preset: &str, objective: Objective, dtype: DType, dropout: f32) -> Mode
         d_ff: None,
         vocab_size: Some(101),
         n_ctx: Some(40),
+        memory: None,
     };
     let mut spec = dims.apply((preset.spec)()).unwrap();
     (spec.dropout.embedding, spec.dropout.attention, spec.dropout.residual) = (dropout, dropout, dropout);
@@ -102,7 +103,7 @@ fn the_loss_is_the_mean_over_the_targets() {
     let row: Vec<f64> = logits.tensor().get(1).unwrap().to_vec1().unwrap();
     let expected = row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[9];
     let batch: Batch = [s].into_iter().collect();
-    let loss = objective.loss(&m, &tape, &batch, objective.targets(&batch).scales(), 0.0).unwrap();
+    let loss = objective.loss(&m, &tape, &batch, objective.targets(&batch).scales(), 0.0, None).unwrap();
     assert!((scalar(loss.total.tensor()).unwrap() - expected).abs() < 1e-12);
 }
 

@@ -40,6 +40,9 @@ options!(
         /// Longest sequence that the model takes.
         #[arg(value_name = "N", help_heading = "Model")]
         maybe n_ctx: usize,
+        /// Tokens of memory, instead of the preset's (Transformer-XL).
+        #[arg(value_name = "N", help_heading = "Model")]
+        maybe memory: usize,
         /// Dropout everywhere; by default as published.
         #[arg(value_name = "P", allow_negative_numbers = true, help_heading = "Model")]
         maybe dropout: f32,

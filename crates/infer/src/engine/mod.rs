@@ -437,11 +437,13 @@ impl Batch<'_> {
     /// When the pass itself fails.
     pub fn step(&mut self) -> Result<Vec<(usize, Result<Event>)>> {
         let mut budget = self.engine.step_tokens;
+        let whole = self.engine.model.spec().memory_length() > 0;
         // Running sequences go on first; what is left of the budget reads prompts.
         let mut take: Vec<usize> = self.running.iter().map(|s| usize::from(s.unread() == 1)).collect();
         for (n, s) in take.iter_mut().zip(&self.running).filter(|(n, _)| **n == 0) {
-            *n = s.unread().min(budget);
-            budget -= *n;
+            // A model with memory reads a prompt as one segment: what it remembers depends on where segments end.
+            *n = if whole && budget > 0 { s.unread() } else { s.unread().min(budget) };
+            budget = budget.saturating_sub(*n);
         }
         let reading = self.running.iter_mut().zip(&take).filter(|(_, n)| **n > 0).map(|(s, _)| s);
         let (sources, mut read): (Vec<_>, Vec<_>) =

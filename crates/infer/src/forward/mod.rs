@@ -9,7 +9,7 @@ use batch::Ragged;
 use candle_core::{DType, Device, Tensor};
 use genus_models::{Encoded, Input, Model, Task};
 use genus_nn::{ClassTargets, Hidden};
-use genus_ops::{IGNORE, Path, Precision, Tape, Value, weighted_sum};
+use genus_ops::{IGNORE, Path, Precision, Tape, Value, gather_rows, join_rows, weighted_sum};
 use std::ops::Range;
 
 /// What to compute beside the task's outputs.
@@ -39,17 +39,16 @@ pub struct ForwardOptions {
 /// # Errors
 /// When the batch does not fit the model or the task; when gradients are asked for and there is no loss.
 pub fn forward(model: &Model, batch: &PaddedBatch, options: &ForwardOptions) -> Result<Vec<(String, Tensor)>> {
-    if let Some(n) = options.segment_length {
-        let expected = format!("none: {} is not recurrent", model.family().name);
-        return Err(Error::option("segment_length", n, expected));
-    }
     let ragged = batch.ragged(model)?;
     let tape = if options.grad { Tape::recording() } else { Tape::inference() };
     let tape = tape.with_path(options.path).with_precision(options.precision);
     let real = Rows::real(batch);
     let mut out = Outputs { batch, options: *options, tensors: Vec::new(), rows: real.clone() };
     let hidden = match &ragged.target {
-        None => model.hidden(&tape, &ragged.input, None, options.hidden_states)?,
+        None => match options.segment_length {
+            None => model.hidden(&tape, &ragged.input, None, options.hidden_states)?,
+            Some(n) => segments(model, batch, &tape, &ragged.input, n, options.hidden_states)?,
+        },
         Some(target) => {
             let read = model.encode(&tape, &ragged.input, options.hidden_states)?;
             let encoded = Encoded { states: read.last.clone(), spans: ragged.input.spans.clone() };
@@ -83,6 +82,56 @@ pub fn forward(model: &Model, batch: &PaddedBatch, options: &ForwardOptions) -> 
         out.gradients(&tape, model, &loss)?;
     }
     Ok(out.tensors)
+}
+
+/// Runs rows in segments of `n` tokens, the memory carried from one to the next; the hidden states are those of the whole rows.
+fn segments(
+    model: &Model,
+    batch: &PaddedBatch,
+    tape: &Tape,
+    input: &Input,
+    n: usize,
+    keep_all: bool,
+) -> Result<Hidden> {
+    let Some(memory) = model.new_memory()? else {
+        let expected = format!("none: {} is not recurrent", model.family().name);
+        return Err(Error::option("segment_length", n, expected));
+    };
+    if n == 0 {
+        return Err(Error::option("segment_length", n, "at least 1"));
+    }
+    let width = input.spans.iter().next().map_or(0, |r| r.len());
+    if let Some((r, span)) = input.spans.iter().enumerate().find(|(_, r)| r.len() != width) {
+        let expected = format!("{width}, as the first row: rows that are run in segments have one length");
+        return Err(batch.bad(format!("attention_mask[{r}]"), format!("{} real tokens", span.len()), expected));
+    }
+    let rows = input.spans.len();
+    let mut memories = vec![memory; rows];
+    let mut parts: Vec<Hidden> = Vec::new();
+    for at in (0..width).step_by(n) {
+        let end = (at + n).min(width);
+        let pieces: Vec<&[u32]> = input.spans.iter().map(|r| &input.ids[r.start + at..r.start + end]).collect();
+        parts.push(model.hidden_carrying(tape, &Input::from_sequences(&pieces), &mut memories, keep_all)?);
+    }
+    // Rows come segment by segment; they are put back in the order of the batch.
+    let place = |row: usize, at: usize| {
+        let (segment, within) = (at / n, at % n);
+        let length = n.min(width - segment * n);
+        (rows * segment * n + row * length + within) as u32
+    };
+    let order: Vec<u32> = (0..rows).flat_map(|r| (0..width).map(move |at| place(r, at))).collect();
+    let whole = |parts: Vec<Value>| -> Result<Value> {
+        let mut parts = parts.into_iter();
+        let mut all = parts.next().ok_or_else(|| batch.bad("input_ids", "no token", "at least one"))?;
+        for part in parts {
+            let both = (all.rows() + part.rows()) as u32;
+            all = join_rows(tape, &all, &part, &(0..both).collect::<Vec<_>>())?;
+        }
+        Ok(gather_rows(tape, &all, &order)?)
+    };
+    let layers = parts.first().map_or(0, |p| p.all.len());
+    let all = (0..layers).map(|i| whole(parts.iter().map(|p| p.all[i].clone()).collect())).collect::<Result<_>>()?;
+    Ok(Hidden { last: whole(parts.into_iter().map(|p| p.last).collect())?, all })
 }
 
 /// Where the real tokens of padded rows lie.

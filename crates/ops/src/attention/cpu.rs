@@ -82,6 +82,54 @@ impl Sequence {
     }
 }
 
+/// The relative term of the scores: queries for positions, and a vector for each distance, that of the longest first.
+#[derive(Clone, Copy)]
+pub(crate) struct Relative {
+    pub q: Rows,
+    pub r: Rows,
+    /// Number of distances.
+    pub n: usize,
+}
+
+/// Distances that a block of queries has to a tile of keys, up to whole tiles.
+const DISTANCES: usize = (QUERIES + KEYS).next_multiple_of(KEYS);
+
+impl Relative {
+    /// The row of `r` for the last of `rows` queries from `i0` on and the first key of tile `t`.
+    fn first(&self, s: &Sequence, i0: usize, rows: usize, t: usize) -> usize {
+        self.n + t * KEYS + s.nq - (s.nk + i0 + rows)
+    }
+
+    /// Rows of `r` that such queries and the keys of the tile need.
+    fn count(&self, first: usize, rows: usize) -> usize {
+        (rows + KEYS - 1).min(self.n - first)
+    }
+
+    /// The scores of `rows` queries (copied to `qp`) at the distances from row `first` on, `[rows, DISTANCES]`: query `i`'s and the
+    /// tile's key `j` is in column `rows - 1 - i + j`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn scores<S: Simd>(
+        &self,
+        first: usize,
+        rows: usize,
+        col: usize,
+        d: usize,
+        qp: &[f32],
+        rt: &mut [f32],
+        b: &mut [f32],
+    ) {
+        for c in (0..rows + KEYS - 1).step_by(KEYS) {
+            let have = self.n.saturating_sub(first + c).min(KEYS);
+            // SAFETY: the rows exist; what is beyond them is 0 and belongs to keys that are not seen.
+            unsafe {
+                transpose_tile::<S>(part(self.r, first + c, col), have, d, rt);
+                packed_times::<S>(rows, d, qp, rt, &mut b[c..], DISTANCES);
+            }
+        }
+    }
+}
+
 /// Memory of one thread.
 #[derive(Default)]
 struct Scratch(Vec<f32>);
@@ -184,19 +232,19 @@ unsafe fn columns_times<S: Simd>(m: usize, n: usize, k: usize, p: &[f32], b: Row
     }
 }
 
-/// `c [m, KEYS] = A B` for rows `A` of depth `k` as [`pack_rows`] copied them, and a transposed tile `B`.
+/// `c [m, KEYS] = A B` for rows `A` of depth `k` as [`pack_rows`] copied them, and a transposed tile `B`; rows of `c` are `ldc` apart.
 #[inline(always)]
-unsafe fn packed_times<S: Simd>(m: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+unsafe fn packed_times<S: Simd>(m: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32], ldc: usize) {
     // SAFETY: the caller's shapes.
     unsafe {
         let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
         let next = packed_at(group::<S>(), k);
         if k <= NARROW {
-            multiply::<S, STRIDE, 1>(m, KEYS, k, a, next, b, KEYS, true, c, KEYS, Start::Zero);
+            multiply::<S, STRIDE, 1>(m, KEYS, k, a, next, b, KEYS, true, c, ldc, Start::Zero);
         } else if S::LANES == 16 {
-            multiply::<S, 1, 12>(m, KEYS, k, a, next, b, KEYS, true, c, KEYS, Start::Zero);
+            multiply::<S, 1, 12>(m, KEYS, k, a, next, b, KEYS, true, c, ldc, Start::Zero);
         } else {
-            multiply::<S, 1, 4>(m, KEYS, k, a, next, b, KEYS, true, c, KEYS, Start::Zero);
+            multiply::<S, 1, 4>(m, KEYS, k, a, next, b, KEYS, true, c, ldc, Start::Zero);
         }
     }
 }
@@ -204,6 +252,21 @@ unsafe fn packed_times<S: Simd>(m: usize, k: usize, a: &[f32], b: &[f32], c: &mu
 /// The view from row `i`, column `j` on.
 fn part(r: Rows, i: usize, j: usize) -> Rows {
     Rows { ptr: r.ptr.wrapping_add(i * r.stride + j), stride: r.stride }
+}
+
+/// Adds each query's scores at its distances to those at its keys.
+#[inline(always)]
+unsafe fn add_distances<S: Simd>(b: &[f32], rows: usize, p: &mut [f32]) {
+    for i in 0..rows {
+        let (from, to) = (&b[i * DISTANCES + rows - 1 - i..][..KEYS], &mut p[i * KEYS..][..KEYS]);
+        for at in (0..KEYS).step_by(S::LANES) {
+            // SAFETY: both have KEYS elements.
+            unsafe {
+                let to = to.as_mut_ptr().add(at);
+                S::store(to, S::add(S::load(to), S::load(from.as_ptr().add(at))));
+            }
+        }
+    }
 }
 
 /// One block of queries of one head: writes `out` rows (stride `ldo`) and, if `lse` is not null, the logarithms of the sums.
@@ -216,6 +279,7 @@ unsafe fn forward_block<S: Simd>(
     head: usize,
     i0: usize,
     m: usize,
+    relative: Option<Relative>,
     dropout: Option<(Key, f32)>,
     out: *mut f32,
     ldo: usize,
@@ -226,18 +290,27 @@ unsafe fn forward_block<S: Simd>(
     let kv = head / (spec.n_heads / spec.n_kv_heads) * d;
     let g = group::<S>();
     let mp = m.next_multiple_of(g);
-    let [qp, kt, p, o] = scratch.parts([packed_at(mp, d), KEYS * d, mp * KEYS, m * d]);
+    let (rq, rt) = if relative.is_some() { (packed_at(mp, d), mp * DISTANCES) } else { (0, 0) };
+    let [qp, kt, p, o, rp, rb] = scratch.parts([packed_at(mp, d), KEYS * d, mp * KEYS, m * d, rq, rt]);
     let (mut most, mut sums) = ([LOWEST; QUERIES], [0f32; QUERIES]);
     o.fill(0.0);
     // SAFETY: rows and columns inside the sequence's and the head's.
     unsafe {
         pack_rows::<S>(part(q, s.q0 + i0, head * d), m, d, spec.scale, qp);
+        if let Some(r) = &relative {
+            pack_rows::<S>(part(r.q, s.q0 + i0, head * d), m, d, spec.scale, rp);
+        }
         for t in s.tiles(spec.mask, i0, i0 + m) {
             let width = s.width(t);
             let rows = s.rows(spec.mask, t, i0, m, g);
             let (r0, some) = (rows.start, rows.len());
             transpose_tile::<S>(part(s.k, t * KEYS, kv), width, d, kt);
-            packed_times::<S>(some, d, &qp[packed_at(r0, d)..], kt, &mut p[r0 * KEYS..]);
+            packed_times::<S>(some, d, &qp[packed_at(r0, d)..], kt, &mut p[r0 * KEYS..], KEYS);
+            if let Some(r) = relative.as_ref().filter(|_| some > 0) {
+                let first = r.first(s, i0 + r0, some, t);
+                r.scores::<S>(first, some, head * d, d, &rp[packed_at(r0, d)..], kt, rb);
+                add_distances::<S>(rb, some, &mut p[r0 * KEYS..]);
+            }
             for i in rows {
                 let seen = s.columns(spec.mask, i0 + i, t);
                 let row = &mut p[i * KEYS..(i + 1) * KEYS];
@@ -290,12 +363,13 @@ unsafe fn forward_block<S: Simd>(
     }
 }
 kernel!(unsafe fn forward_kernel(spec: &AttentionSpec, s: &Sequence, q: Rows, head: usize, i0: usize, m: usize,
-    dropout: Option<(Key, f32)>, out: *mut f32, ldo: usize, lse: *mut f32, scratch: &mut Scratch) = forward_block);
+    relative: Option<Relative>, dropout: Option<(Key, f32)>, out: *mut f32, ldo: usize, lse: *mut f32, scratch: &mut Scratch) = forward_block);
 
-/// Floating-point operations of the forward pass's two products, on the keys that are seen.
-fn flops(spec: &AttentionSpec, seqs: &[Sequence]) -> f64 {
+/// Floating-point operations of the forward pass's products (two, or three with distances), on the keys that are seen.
+fn flops(spec: &AttentionSpec, seqs: &[Sequence], relative: bool) -> f64 {
     let seen = |s: &Sequence| (0..s.nq).map(|i| s.visible(spec.mask, i).len()).sum::<usize>();
-    4.0 * (spec.n_heads * spec.d_head) as f64 * seqs.iter().map(seen).sum::<usize>() as f64
+    let products = if relative { 6.0 } else { 4.0 };
+    products * (spec.n_heads * spec.d_head) as f64 * seqs.iter().map(seen).sum::<usize>() as f64
 }
 
 /// Attention of all sequences: `out` `[n, n_heads * d_head]`, and for the backward pass the logarithm of every query's sum of
@@ -307,14 +381,20 @@ pub(crate) unsafe fn forward(
     spec: &AttentionSpec,
     seqs: &[Sequence],
     q: Rows,
+    relative: Option<Relative>,
     dropout: Option<(Key, f32)>,
     out: &mut [f32],
     lse: Option<&mut [f32]>,
 ) {
+    // SAFETY: views are only read.
+    struct Shared(Option<Relative>);
+    // SAFETY: as above.
+    unsafe impl Sync for Shared {}
+    let relative = Shared(relative);
     let (h, d) = (spec.n_heads, spec.d_head);
     let n = out.len() / (h * d);
     assert!(seqs.iter().all(|s| s.q0 + s.nq <= n) && lse.as_ref().is_none_or(|l| l.len() == n * h));
-    let _running = running_with(Operation::AttentionForward, || flops(spec, seqs));
+    let _running = running_with(Operation::AttentionForward, || flops(spec, seqs, relative.0.is_some()));
     let mut blocks: Vec<(usize, usize)> = Vec::new();
     for (i, s) in seqs.iter().enumerate() {
         // Late queries of a causal sequence see the most keys: they come first, so that the threads end together.
@@ -323,7 +403,7 @@ pub(crate) unsafe fn forward(
     let lse = lse.map(|l| SendPtr(l.as_mut_ptr()));
     let to = SendPtr(out.as_mut_ptr());
     let task = |i: usize| {
-        let (to, lse) = (to, lse);
+        let (to, lse, relative) = (to, lse, &relative);
         let ((seq, i0), head) = (blocks[i / h], i % h);
         let s = &seqs[seq];
         let m = QUERIES.min(s.nq - i0);
@@ -334,7 +414,7 @@ pub(crate) unsafe fn forward(
                 let row = s.q0 + i0;
                 let out = to.0.add(row * h * d + head * d);
                 let lse = lse.map_or(std::ptr::null_mut(), |l| l.0.add(row * h + head));
-                forward_kernel(spec, s, q, head, i0, m, dropout, out, h * d, lse, scratch);
+                forward_kernel(spec, s, q, head, i0, m, relative.0, dropout, out, h * d, lse, scratch);
             }
         });
     };
@@ -364,13 +444,17 @@ pub(crate) struct Backward<'a> {
     pub dq: RowsMut,
     pub dk: RowsMut,
     pub dv: RowsMut,
+    /// The relative term, and the gradients of its queries and of its vectors: a copy of the latter for each sequence.
+    pub relative: Option<(Relative, RowsMut, &'a [RowsMut])>,
 }
 
 /// One sequence and one head of keys, with all heads of queries that share it.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn backward_head<S: Simd>(
     spec: &AttentionSpec,
     s: &Sequence,
+    seq: usize,
     k0: usize,
     kv_head: usize,
     dropout: Option<(Key, f32)>,
@@ -382,7 +466,9 @@ unsafe fn backward_head<S: Simd>(
     let kv = kv_head * d;
     let g = group::<S>();
     let padded = s.nq.next_multiple_of(QUERIES);
-    let [qp, gp, delta, kt, vt, p, ds] = scratch.parts([
+    let relative = b.relative.map(|(r, dq, dr)| (r, dq, dr[seq]));
+    let (rq, rt) = if relative.is_some() { (packed_at(padded, d), QUERIES * DISTANCES) } else { (0, 0) };
+    let [qp, gp, delta, kt, vt, p, ds, rp, rb, tile] = scratch.parts([
         packed_at(padded, d),
         packed_at(padded, d),
         s.nq,
@@ -390,6 +476,9 @@ unsafe fn backward_head<S: Simd>(
         KEYS * d,
         QUERIES * KEYS,
         QUERIES * KEYS,
+        rq,
+        rt,
+        if relative.is_some() { KEYS * d } else { 0 },
     ]);
     // SAFETY: rows and columns inside the sequence's and the heads'.
     unsafe {
@@ -408,6 +497,11 @@ unsafe fn backward_head<S: Simd>(
             clear(b.dq, s.q0..s.q0 + s.nq, col, d);
             pack_rows::<S>(q, s.nq, d, spec.scale, qp);
             pack_rows::<S>(dout, s.nq, d, 1.0, gp);
+            if let Some((r, dq, dr)) = &relative {
+                clear(*dq, s.q0..s.q0 + s.nq, col, d);
+                clear(*dr, 0..r.n, col, d);
+                pack_rows::<S>(part(r.q, s.q0, col), s.nq, d, spec.scale, rp);
+            }
             for (i, delta) in delta.iter_mut().enumerate() {
                 let (x, y) = (part(dout, i, 0).ptr, part(out, i, 0).ptr);
                 let mut sum = S::splat(0.0);
@@ -428,8 +522,15 @@ unsafe fn backward_head<S: Simd>(
                     // The queries of the block that see a key of the tile; QUERIES is a multiple of the group, so they are too.
                     let rows = s.rows(spec.mask, t, i0, m, g);
                     let (i0, m) = (i0 + rows.start, rows.len());
-                    packed_times::<S>(m, d, &qp[packed_at(i0, d)..], kt, p);
-                    packed_times::<S>(m, d, &gp[packed_at(i0, d)..], vt, ds);
+                    if m == 0 {
+                        continue;
+                    }
+                    packed_times::<S>(m, d, &qp[packed_at(i0, d)..], kt, p, KEYS);
+                    packed_times::<S>(m, d, &gp[packed_at(i0, d)..], vt, ds, KEYS);
+                    if let Some((r, ..)) = &relative {
+                        r.scores::<S>(r.first(s, i0, m, t), m, col, d, &rp[packed_at(i0, d)..], tile, rb);
+                        add_distances::<S>(rb, m, p);
+                    }
                     for i in 0..m {
                         let (row, grad) = (&mut p[i * KEYS..(i + 1) * KEYS], &mut ds[i * KEYS..(i + 1) * KEYS]);
                         let seen = s.columns(spec.mask, i0 + i, t);
@@ -454,12 +555,52 @@ unsafe fn backward_head<S: Simd>(
                     columns_times::<S>(width, d, m, p, part(dout, i0, 0), dv, b.dv.stride);
                     columns_times::<S>(width, d, m, ds, part(q, i0, 0), dk, b.dk.stride);
                     rows_times::<S>(m, d, width, ds, k, b.dq.at(s.q0 + i0, col), b.dq.stride);
+                    if let Some((r, dq, dr)) = &relative {
+                        // What was added of a row of distances gets its gradient back; the others have none.
+                        rb[..m * DISTANCES].fill(0.0);
+                        for i in 0..m {
+                            let seen = s.columns(spec.mask, i0 + i, t);
+                            let to = i * DISTANCES + m - 1 - i;
+                            rb[to + seen.start..to + seen.end].copy_from_slice(&ds[i * KEYS..][seen]);
+                        }
+                        let first = r.first(s, i0, m, t);
+                        let (n, g) = (r.count(first, m), group::<S>());
+                        let (rows, queries) = (part(r.r, first, col), part(r.q, s.q0 + i0, col));
+                        let (to, x) = (dq.at(s.q0 + i0, col), rb.as_ptr());
+                        multiply::<S, DISTANCES, 1>(
+                            m,
+                            d,
+                            n,
+                            x,
+                            g * DISTANCES,
+                            rows.ptr,
+                            rows.stride,
+                            false,
+                            to,
+                            dq.stride,
+                            Start::Old,
+                        );
+                        let to = dr.at(first, col);
+                        multiply::<S, 1, DISTANCES>(
+                            n,
+                            d,
+                            m,
+                            x,
+                            g,
+                            queries.ptr,
+                            queries.stride,
+                            false,
+                            to,
+                            dr.stride,
+                            Start::Old,
+                        );
+                    }
                 }
             }
         }
     }
 }
-kernel!(unsafe fn backward_kernel(spec: &AttentionSpec, s: &Sequence, k0: usize, kv_head: usize,
+kernel!(unsafe fn backward_kernel(spec: &AttentionSpec, s: &Sequence, seq: usize, k0: usize, kv_head: usize,
     dropout: Option<(Key, f32)>, b: &Backward<'_>, scratch: &mut Scratch) = backward_head);
 
 /// The gradients of queries, keys and values, from the output, its gradient and the forward pass's `lse`.
@@ -478,7 +619,7 @@ pub(crate) unsafe fn backward(
     // SAFETY: as above.
     unsafe impl Sync for Shared<'_> {}
     let shared = Shared(b);
-    let _running = running_with(Operation::AttentionBackward, || 2.0 * flops(spec, seqs));
+    let _running = running_with(Operation::AttentionBackward, || 2.0 * flops(spec, seqs, b.relative.is_some()));
     let mut order: Vec<usize> = (0..seqs.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(seqs[i].nq * seqs[i].nk));
     let heads = spec.n_kv_heads;
@@ -488,7 +629,7 @@ pub(crate) unsafe fn backward(
         SCRATCH.with(|scratch| {
             // SAFETY: a task owns the rows of its sequence and the columns of its heads in all three gradients.
             unsafe {
-                backward_kernel(spec, &seqs[seq], k0[seq], head, dropout, shared.0, &mut scratch.borrow_mut());
+                backward_kernel(spec, &seqs[seq], seq, k0[seq], head, dropout, shared.0, &mut scratch.borrow_mut());
             }
         });
     });

@@ -4,8 +4,11 @@
 
 pub(crate) mod cpu;
 pub(crate) mod definition;
+mod relative;
 #[cfg(test)]
 mod tests;
+
+pub use relative::{RelativeKeys, RelativeQkv, attention_relative};
 
 use crate::array::{Rows, SendPtr, tensor, uninit, with_rows, with_slices};
 use crate::linear::matrix;
@@ -115,7 +118,7 @@ pub fn attention(tape: &Tape, qkv: Qkv<'_>, spans: &Spans, spec: &AttentionSpec)
             let [y] = tape.composed(&[x], |t| {
                 let part = |from, width| Ok::<_, Error>(t[0].narrow(1, from, width)?);
                 let (q, k, v) = (part(0, q_width)?, part(q_width, kv_width)?, part(q_width + kv_width, kv_width)?);
-                Ok([definition::attention(&q, &k, &v, spans, spans, spec, drop)?])
+                Ok([definition::attention(&q, &k, &v, spans, spans, None, spec, drop)?])
             })?;
             Ok(y)
         }
@@ -131,7 +134,7 @@ pub fn attention(tape: &Tape, qkv: Qkv<'_>, spans: &Spans, spec: &AttentionSpec)
                 return separate(tape, [q, k, v], spans, k_spans, spec, drop);
             }
             let [y] = tape.composed(&[q, k, v], |t| {
-                Ok([definition::attention(&t[0], &t[1], &t[2], spans, k_spans, spec, drop)?])
+                Ok([definition::attention(&t[0], &t[1], &t[2], spans, k_spans, None, spec, drop)?])
             })?;
             Ok(y)
         }
@@ -150,7 +153,7 @@ pub fn attention(tape: &Tape, qkv: Qkv<'_>, spans: &Spans, spec: &AttentionSpec)
             let k_spans = Spans::from_lengths(kv.iter().map(|(k, _)| k.dims()[0]));
             let k = Tensor::cat(&kv.iter().map(|p| &p.0).collect::<Vec<_>>(), 0)?;
             let v = Tensor::cat(&kv.iter().map(|p| &p.1).collect::<Vec<_>>(), 0)?;
-            Ok(Value::constant(definition::attention(q, &k, &v, spans, &k_spans, spec, None)?))
+            Ok(Value::constant(definition::attention(q, &k, &v, spans, &k_spans, None, spec, None)?))
         }
     }
 }
@@ -186,7 +189,7 @@ fn packed(tape: &Tape, x: &Value, spans: &Spans, spec: &AttentionSpec, drop: Opt
     with_rows(&[x.tensor()], |r| {
         let seqs = sequences(&spans, &spans, columns(r[0], wq), columns(r[0], wq + wk));
         // SAFETY: the matrix has the spans' rows and `width` columns.
-        unsafe { cpu::forward(&spec, &seqs, r[0], drop, &mut out, lse.as_deref_mut()) }
+        unsafe { cpu::forward(&spec, &seqs, r[0], None, drop, &mut out, lse.as_deref_mut()) }
     })?;
     let out = tensor(out, &[n, wq])?;
     let (saved, kept, to) = (x.tensor().clone(), out.clone(), x.target());
@@ -206,6 +209,7 @@ fn packed(tape: &Tape, x: &Value, spans: &Spans, spec: &AttentionSpec, drop: Opt
                     dq: to_rows(p),
                     dk: to_rows(p.wrapping_add(wq)),
                     dv: to_rows(p.wrapping_add(wq + wk)),
+                    relative: None,
                 };
                 // SAFETY: as above; the three gradients are columns of their own, and the spans cover all rows.
                 unsafe { cpu::backward(&spec, &seqs, spans.offsets(), drop, &b) }
@@ -233,7 +237,7 @@ fn separate(
     with_rows(&saved.each_ref(), |r| {
         let seqs = sequences(&spans, &k_spans, r[1], r[2]);
         // SAFETY: the matrices have the rows of their spans.
-        unsafe { cpu::forward(&spec, &seqs, r[0], drop, &mut out, lse.as_deref_mut()) }
+        unsafe { cpu::forward(&spec, &seqs, r[0], None, drop, &mut out, lse.as_deref_mut()) }
     })?;
     let out = tensor(out, &[n, wq])?;
     let (kept, targets) = (out.clone(), inputs.map(|v| v.target()));
@@ -252,6 +256,7 @@ fn separate(
                     dq: to_rows(&mut dq, wq),
                     dk: to_rows(&mut dk, wk),
                     dv: to_rows(&mut dv, wk),
+                    relative: None,
                 };
                 // SAFETY: as above, and the gradients have the shapes of the inputs.
                 unsafe { cpu::backward(&spec, &seqs, k_spans.offsets(), drop, &b) }
@@ -283,7 +288,7 @@ fn cached(q: &Tensor, kv: &[(Tensor, Tensor)], spans: &Spans, spec: &AttentionSp
             })
             .collect();
         // SAFETY: the caches have the rows and columns that `attention` checked.
-        unsafe { cpu::forward(spec, &seqs, r[0], None, &mut out, None) }
+        unsafe { cpu::forward(spec, &seqs, r[0], None, None, &mut out, None) }
     })?;
     Ok(Value::constant(tensor(out, &[n, wq])?))
 }

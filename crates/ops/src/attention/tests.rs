@@ -57,7 +57,7 @@ impl Batch {
         // SAFETY: the views have the rows that `sequences` says.
         #[allow(unsafe_code)]
         unsafe {
-            forward(&self.spec, &self.sequences().0, q, self.dropout, &mut out, Some(&mut lse))
+            forward(&self.spec, &self.sequences().0, q, None, self.dropout, &mut out, Some(&mut lse))
         };
         (out, lse)
     }
@@ -77,6 +77,7 @@ impl Batch {
             dq: to(dq, wq),
             dk: to(dk, wk),
             dv: to(dv, wk),
+            relative: None,
         };
         // SAFETY: as in `run`, and the gradients have the shapes of the inputs.
         #[allow(unsafe_code)]

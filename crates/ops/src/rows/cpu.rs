@@ -45,6 +45,36 @@ pub(crate) fn gather(x: &[f32], d: usize, indices: &[u32], out: &mut [f32]) {
     });
 }
 
+/// As [`gather`] from the rows of `a` and, behind them, of `b`.
+pub(crate) fn gather_two(a: &[f32], b: &[f32], d: usize, indices: &[u32], out: &mut [f32]) {
+    let _running = running(Operation::Rows, 0.0);
+    assert_eq!(out.len(), indices.len() * d);
+    let to = SendPtr(out.as_mut_ptr());
+    pool::run_chunks(indices.len(), 128, |r| {
+        for i in r {
+            let from = indices[i] as usize * d;
+            let row = if from < a.len() { &a[from..from + d] } else { &b[from - a.len()..][..d] };
+            // SAFETY: one row of the output each.
+            unsafe { to.slice(i * d, d) }.copy_from_slice(row);
+        }
+    });
+}
+
+/// `out = x + b`, rows of `b`'s length.
+pub(crate) fn plus_row(x: &[f32], b: &[f32], out: &mut [f32]) {
+    let _running = running(Operation::Rows, 0.0);
+    assert_eq!(x.len(), out.len());
+    let d = b.len().max(1);
+    let to = SendPtr(out.as_mut_ptr());
+    pool::run_chunks(x.len() / d, 64, |r| {
+        // SAFETY: chunks of rows are disjoint.
+        let out = unsafe { to.slice(r.start * d, r.len() * d) };
+        for (out, x) in out.chunks_mut(d).zip(x[r.start * d..].chunks(d)) {
+            out.iter_mut().zip(x).zip(b).for_each(|((o, x), b)| *o = x + b);
+        }
+    });
+}
+
 /// `out[indices[i]] += g[i]`, rows of `d`, in the order of `i`: each task takes some columns of all rows.
 pub(crate) fn scatter_add(g: &[f32], d: usize, indices: &[u32], out: &mut [f32]) {
     let _running = running(Operation::Rows, 0.0);

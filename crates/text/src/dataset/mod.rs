@@ -4,12 +4,14 @@ mod causal;
 mod mask;
 mod pairs;
 mod stream;
+mod streams;
 mod translation;
 
 pub use causal::{CausalWindows, WindowOptions};
 pub use mask::{MaskingConfig, mask_tokens};
 pub use pairs::{PairExamples, PairOptions, Segments};
 pub use stream::{BuildProgress, SentenceSplit, SentenceStream, TokenStream, Tokens};
+pub use streams::StreamWindows;
 pub use translation::{TranslationExamples, TranslationOptions};
 
 /// What is known about a whole example, for models that classify sequences.
@@ -40,6 +42,8 @@ pub struct Sample {
     pub label: Option<SequenceLabel>,
     /// What is read before, of examples that translate. They have one span.
     pub source: Vec<u32>,
+    /// Whether it goes on where the example at its place in the batch before ended. It has one span then.
+    pub continues: bool,
 }
 
 /// Examples behind one another, as plain vectors. `n` is the number of ids, `s` of spans, `b` of examples.
@@ -61,6 +65,8 @@ pub struct Batch {
     pub sources: Vec<u32>,
     /// Lengths of the sources `[b]`, or empty. One span an example then.
     pub source_spans: Vec<usize>,
+    /// Whether each example goes on where the one at its place in the batch before ended, `[b]`.
+    pub continues: Vec<bool>,
     /// Number of examples.
     pub examples: usize,
 }
@@ -78,6 +84,7 @@ impl Batch {
             self.source_spans.push(sample.source.len());
             self.sources.extend(sample.source);
         }
+        self.continues.push(sample.continues);
         self.examples += 1;
     }
 
