@@ -1,6 +1,7 @@
 //! Attention of a decoder's tokens to what an encoder made of another sequence.
 
-use crate::layer::{Affine, NormParams, projection, residual_std};
+use crate::attention::projection;
+use crate::layer::{Affine, NormParams, residual_std};
 use crate::{Builder, Error, Result, SequenceCache, StackSpec};
 use genus_ops::{Activation, AttentionSpec, Precision, Qkv, Spans, Tape, Value, attention, reshape};
 

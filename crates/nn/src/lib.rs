@@ -6,6 +6,7 @@
 //! Letters in shapes: `n` tokens of all sequences, `d` the model's width, `h` heads, `v` vocabulary.
 
 mod adaptive;
+mod attention;
 mod build;
 mod cache;
 mod cross;

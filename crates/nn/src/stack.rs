@@ -1,6 +1,7 @@
 //! Embeddings and layers, from token ids to hidden states.
 
-use crate::layer::{Around, Ends, NormParams, Stream, check_cache};
+use crate::attention::Around;
+use crate::layer::{Ends, NormParams, Stream, check_cache};
 use crate::memory::{Carried, StreamMemory};
 use crate::relative::Relative;
 use crate::{

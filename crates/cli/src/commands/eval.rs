@@ -5,14 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use genus_checkpoint::atomic::atomic_write;
-use genus_infer::{Bleu, BleuOptions, Engine, GenerationConfig, bleu};
-use genus_models::Task;
+use genus_infer::{Bleu, BleuOptions, bleu};
 use serde_json::json;
 
 use crate::Context;
-use crate::commands::translate::{SearchFlags, lines_of, translate};
-use crate::interrupt;
-use crate::model::{self, Purpose};
+use crate::commands::translate::{SearchFlags, Translator, lines_of};
 use crate::report::json_line;
 
 /// Measure a model on a task.
@@ -71,15 +68,7 @@ impl EvalTranslation {
     fn run(self, context: &Context) -> anyhow::Result<()> {
         let (source, reference) = (lines_of(&self.source)?, lines_of(&self.reference)?);
         same_lines([&self.source, &self.reference], [source.len(), reference.len()])?;
-        let global = context.global()?;
-        let opened = model::open(&self.model, Some(Task::Seq2SeqLm), Purpose::Inference, &global)?;
-        let tokenizer = model::tokenizer(&opened.folder, "translation works on text")?;
-        let config = GenerationConfig::open(&opened.folder)?;
-        interrupt::listen()?;
-        let engine = Engine::new(&opened.model, Some(&tokenizer))?
-            .with_cancel(interrupt::flag())
-            .with_precision(global.precision());
-        let found = translate(&engine, &tokenizer, &config, &source, self.search)?;
+        let found = Translator::open(&self.model, context)?.translate(&source, self.search)?;
         let texts: Vec<String> = found.into_iter().map(|t| t.text).collect();
         if let Some(path) = &self.output {
             atomic_write(path, (texts.join("\n") + "\n").as_bytes())?;

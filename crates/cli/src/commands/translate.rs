@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use genus_checkpoint::atomic::atomic_write;
 use genus_infer::{Beam, BeamOptions, Engine, GenerateOptions, GenerationConfig, Overrides, Request};
-use genus_models::Task;
+use genus_models::{Model, Task};
+use genus_ops::Precision;
 use genus_text::Tokenizer;
 use serde_json::json;
 
@@ -64,16 +65,9 @@ impl Translate {
             Some(path) => lines_of(path)?,
             None => stdin_lines()?,
         };
-        let global = context.global()?;
-        let opened = model::open(&self.model, Some(Task::Seq2SeqLm), Purpose::Inference, &global)?;
-        let tokenizer = model::tokenizer(&opened.folder, "translation works on text")?;
-        let config = GenerationConfig::open(&opened.folder)?;
-        interrupt::listen()?;
-        let engine = Engine::new(&opened.model, Some(&tokenizer))?
-            .with_cancel(interrupt::flag())
-            .with_precision(global.precision());
+        let translator = Translator::open(&self.model, context)?;
         let start = Instant::now();
-        let translations = translate(&engine, &tokenizer, &config, &lines, self.search)?;
+        let translations = translator.translate(&lines, self.search)?;
         let seconds = start.elapsed().as_secs_f64();
         if context.json {
             for (source, t) in lines.iter().zip(&translations) {
@@ -101,8 +95,34 @@ impl Translate {
     }
 }
 
-/// Translates lines; empty ones stay empty.
-pub(crate) fn translate(
+/// A model that translates, with what belongs to it.
+pub(crate) struct Translator {
+    model: Model,
+    tokenizer: Tokenizer,
+    config: GenerationConfig,
+    precision: Precision,
+}
+
+impl Translator {
+    /// Opens a folder or hub id, and listens for Ctrl-C.
+    pub(crate) fn open(model: &str, context: &Context) -> anyhow::Result<Self> {
+        let global = context.global()?;
+        let opened = model::open(model, Some(Task::Seq2SeqLm), Purpose::Inference, &global)?;
+        let tokenizer = model::tokenizer(&opened.folder, "translation works on text")?;
+        let config = GenerationConfig::open(&opened.folder)?;
+        interrupt::listen()?;
+        Ok(Translator { model: opened.model, tokenizer, config, precision: global.precision() })
+    }
+
+    /// Translates lines; empty ones stay empty.
+    pub(crate) fn translate(&self, lines: &[String], search: SearchFlags) -> anyhow::Result<Vec<Translation>> {
+        let engine = Engine::new(&self.model, Some(&self.tokenizer))?;
+        let engine = engine.with_cancel(interrupt::flag()).with_precision(self.precision);
+        translate(&engine, &self.tokenizer, &self.config, lines, search)
+    }
+}
+
+fn translate(
     engine: &Engine<'_>,
     tokenizer: &Tokenizer,
     config: &GenerationConfig,
