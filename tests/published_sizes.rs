@@ -13,7 +13,8 @@ fn read(file: &str) -> Result<String> {
 
 #[test]
 fn parameter_counts_of_published_sizes() -> Result<()> {
-    let counts: BTreeMap<String, u64> = serde_json::from_str(&read("counts.json")?)?;
+    let mut counts: BTreeMap<String, u64> = serde_json::from_str(&read("counts.json")?)?;
+    counts.append(&mut serde_json::from_str(&read("counts-xl.json")?)?);
     for (name, count) in &counts {
         let (preset, pretraining) = match name.strip_suffix("-pretraining") {
             Some(preset) => (preset, true),

@@ -27,6 +27,9 @@ fn parameter_counts_are_exact() {
         ("gpt3-1.3b", Task::CausalLm, 1_517_123_584),
         ("gpt3-2.7b", Task::CausalLm, 2_651_553_280),
         ("gpt3-6.7b", Task::CausalLm, 6_658_404_352),
+        // The definition has 63,045,632 and 214,171,648; Marian's form adds the biases of attention.
+        ("transformer-base", Task::Seq2SeqLm, 63_045_632 + 72 * 512),
+        ("transformer-big", Task::Seq2SeqLm, 214_171_648 + 72 * 1024),
         ("gpt3-13b", Task::CausalLm, 12_936_488_380),
         ("gpt3-175b", Task::CausalLm, 174_604_259_328),
     ] {
