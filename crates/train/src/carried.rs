@@ -7,7 +7,7 @@ use genus_text::Batch;
 use std::path::Path;
 
 /// A memory for each place of a batch; empty for models without.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Carried(Vec<StreamMemory>);
 
 impl Carried {

@@ -237,7 +237,7 @@ impl<'a> Run<'a> {
         hooks.on_start(&StartInfo {
             config: self.resolved.clone(),
             from_step: from,
-            parameters: params.iter().map(size).sum(),
+            parameters: self.trainer.model().count(),
             trainable: params.iter().filter(|p| p.trainable()).map(size).sum(),
             train_tokens: self.data.train_tokens,
             dev_tokens: self.data.dev.as_ref().map(|d| d.tokens),

@@ -116,6 +116,8 @@ impl Trainer {
         if self.carried.len() < batches.len() {
             self.carried.resize_with(batches.len(), Carried::default);
         }
+        // Shares its tensors, which are replaced and never written.
+        let before = self.carried.clone();
         for (i, batch) in (0..).zip(batches) {
             let tape = Tape::training(key.child(i));
             let tape = tape.with_recompute(self.recompute).with_precision(self.precision);
@@ -143,6 +145,8 @@ impl Trainer {
             self.in_a_row = 0;
         } else {
             self.optimizer.clear();
+            // What is not finite must not be carried on.
+            self.carried = before;
             self.skipped += 1;
             self.in_a_row += 1;
         }

@@ -218,6 +218,24 @@ impl Hooks for Break {
     }
 }
 
+/// A memory that is not finite would spoil every step after it.
+#[test]
+fn what_is_not_finite_is_not_carried_on() {
+    let mut t = trainer(model("transfo-xl-enwik8-base", Objective::Causal, DType::F32, 0.0), Objective::Causal, 1e-3);
+    let batch = |continues: bool| -> Batch {
+        let all = samples(Objective::Causal, &[7, 7]).into_iter();
+        all.map(|s| Sample { continues, token_types: Vec::new(), ..s }).collect()
+    };
+    assert!(t.update(&[batch(false)]).unwrap().applied);
+    let p = t.model().params()[0].clone();
+    let good = p.tensor();
+    p.set(good.affine(f64::NAN, 0.0).unwrap()).unwrap();
+    assert!(!t.update(&[batch(true)]).unwrap().applied);
+    p.set(good).unwrap();
+    let next = t.update(&[batch(true)]).unwrap();
+    assert!(next.applied && next.loss.is_finite(), "{next:?}");
+}
+
 #[test]
 fn a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
