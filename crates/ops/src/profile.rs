@@ -51,6 +51,7 @@ operations! {
     CrossEntropy "cross-entropy", "Softmax, loss and their gradient, row by row.";
     AttentionForward "attention forward", "Scores, softmax and weighted values.";
     AttentionBackward "attention backward", "Gradients of queries, keys and values.";
+    Recurrence "recurrent cells", "The steps of recurrent layers, forward and backward.";
     Norm "norm, residual", "Normalisation and residual connections, forward and backward.";
     Embedding "embedding", "Rows of tables, and their gradients.";
     Rows "rows, cache", "Rows chosen, dropped out or appended to a cache.";
