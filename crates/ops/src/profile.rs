@@ -52,6 +52,7 @@ operations! {
     AttentionForward "attention forward", "Scores, softmax and weighted values.";
     AttentionBackward "attention backward", "Gradients of queries, keys and values.";
     Recurrence "recurrent cells", "The steps of recurrent layers, forward and backward.";
+    Convolution "convolution", "Patterns over characters and their maxima, forward and backward.";
     Norm "norm, residual", "Normalisation and residual connections, forward and backward.";
     Embedding "embedding", "Rows of tables, and their gradients.";
     Rows "rows, cache", "Rows chosen, dropped out or appended to a cache.";

@@ -344,6 +344,20 @@ fn a_recurrence_does_not_depend_on_the_batch() -> Result<()> {
     Ok(())
 }
 
+/// Over one window and over many, with more rows than a block of answers holds.
+#[test]
+fn characters() {
+    for (n, length, width) in [(3, 4, 4), (7, 9, 2), (5, 6, 1)] {
+        check("convolve", false, &[&[n * length, 3], &[10, width * 3], &[10]], &|t, x| {
+            Ok(vec![convolve_max(t, &x[0], &x[1], &x[2], length)?])
+        });
+    }
+    check("highway", false, &[&[6, 5], &[6, 10]], &|t, x| Ok(vec![highway(t, &x[0], &x[1])?]));
+    check("scalar mix", false, &[&[6, 5], &[6, 5], &[2], &[1]], &|t, x| {
+        Ok(vec![scalar_mix(t, &[&x[0], &x[1]], &x[2], &x[3])?])
+    });
+}
+
 #[test]
 fn rows_joined_and_a_row_added() {
     let order: Vec<u32> = (0..30).map(|i| i * 7 % 16).collect();
