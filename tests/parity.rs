@@ -193,6 +193,7 @@ impl Ragged {
             spans: Spans::from_lengths(mask.iter().map(|r| r.iter().filter(|m| **m == 1).count())),
             positions: None,
             types: batch.token_type_ids.map(|t| real(&t, &mask)),
+            characters: None,
         };
         let labels = match target {
             Some(_) => batch.labels.map(|l| l.concat()),

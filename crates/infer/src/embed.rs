@@ -267,7 +267,7 @@ pub fn embed_ids(
     if let Some(line) = ids.iter().position(Vec::is_empty) {
         return Err(Error::option("lines", format!("no token in line {}", line + 1), "at least one token a line"));
     }
-    let d = model.spec().d_model;
+    let d = model.spec().d_hidden();
     let mut out = vec![0f32; ids.len() * d];
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(ids[i].len()));
@@ -299,7 +299,7 @@ fn pooled(model: &Model, ids: &[&[u32]], options: &EmbedOptions) -> Result<Vec<f
         let rows = model.pooler()?.forward(&tape, &Value::constant(hidden.tensor().clone()), spans, 0.0)?;
         return Ok(to_vec(rows.tensor())?);
     }
-    let d = model.spec().d_model;
+    let d = model.spec().d_hidden();
     let x = to_vec(hidden.tensor())?;
     let mut out = Vec::with_capacity(ids.len() * d);
     for r in spans.iter() {

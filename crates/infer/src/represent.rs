@@ -13,7 +13,7 @@ pub struct Representation {
     pub tokens: Vec<String>,
     /// Which of them are the word's.
     pub word: Range<usize>,
-    /// The mean of their hidden states, `[d_model]`.
+    /// The mean of their hidden states, `[d_hidden]`.
     pub vector: Vec<f32>,
 }
 
@@ -76,7 +76,7 @@ fn mean(model: &Model, ids: &[u32], rows: Range<usize>, layer: usize, precision:
     let hidden = model.states(&tape, &Input::from_sequences(&[ids]), true)?;
     let states = hidden.all.get(layer).unwrap_or(&hidden.last);
     let x = to_vec(states.tensor())?;
-    let d = model.spec().d_model;
+    let d = model.spec().d_hidden();
     let n = rows.len() as f32;
     Ok((0..d).map(|j| rows.clone().map(|i| x[i * d + j]).sum::<f32>() / n).collect())
 }

@@ -1,6 +1,6 @@
 //! How much arithmetic a model's definition needs.
 
-use genus_nn::{Positions, StackSpec, Vocabulary};
+use genus_nn::{CellOutput, Mixing, Positions, StackSpec, Vocabulary};
 use genus_ops::Spans;
 
 /// Floating-point operations of matrix products: `2 m n k` each, on real tokens only, causal attention as a triangle.
@@ -17,6 +17,18 @@ impl Flops {
         let (d, q, kv) = (spec.d_model as f64, spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head);
         let network = 2.0 * d * (spec.feed_forward.maps() * spec.d_ff) as f64;
         let per_token = 2.0 * d * (q + 2 * kv) as f64 + 2.0 * q as f64 * d + network;
+        if let Mixing::Recurrent { output, .. } = spec.mixing {
+            // From the input and from the last output to four gates a cell, and the projection.
+            let projection = if output == CellOutput::Projected { spec.d_ff } else { 0 };
+            let layer = 2.0 * d * (8 * spec.d_ff + projection) as f64;
+            return Self::with_ends(
+                spec,
+                spans.total(),
+                layer * (spec.n_layers * spans.total()) as f64,
+                predicted,
+                transform,
+            );
+        }
         let mut forward = per_token * spec.n_layers as f64 * spans.total() as f64;
         // Keys and values of a memory, and scores of distances with their map.
         let memory = spec.memory_length();
@@ -33,8 +45,23 @@ impl Flops {
             let products = if relative { 6.0 } else { 4.0 };
             forward += products * q as f64 * spans.iter().map(seen).sum::<usize>() as f64;
         }
-        let tokens = match &spec.vocabulary {
-            Vocabulary::Whole => 2.0 * d * spec.vocab_size as f64,
+        Self::with_ends(spec, spans.total(), forward, predicted, transform)
+    }
+
+    /// With the layers of the second direction, where there is one, a network over characters, and the head.
+    fn with_ends(spec: &StackSpec, tokens: usize, layers: f64, predicted: usize, transform: bool) -> Self {
+        let d = spec.d_model as f64;
+        let directions = (spec.d_hidden() / spec.d_model.max(1)) as f64;
+        let mut forward = directions * layers;
+        if let Vocabulary::Characters(c) = &spec.vocabulary {
+            let wide = c.patterns() as f64;
+            let windows = |&(width, n): &(usize, usize)| ((c.length + 1 - width) * width * c.d_character * n) as f64;
+            let word = c.filters.iter().map(windows).sum::<f64>() + c.highways as f64 * 2.0 * wide * wide + wide * d;
+            // As if every word were another one.
+            forward += 2.0 * word * tokens as f64;
+        }
+        let output = match &spec.vocabulary {
+            Vocabulary::Whole | Vocabulary::Characters(_) => 2.0 * d * spec.vocab_size as f64,
             // The first step; how often the second is taken depends on the text.
             Vocabulary::Adaptive { cutoffs, divisor, d_embedding, .. } => {
                 let frequent = cutoffs.first().copied().unwrap_or(spec.vocab_size) + cutoffs.len();
@@ -42,7 +69,7 @@ impl Flops {
                 2.0 * *d_embedding as f64 * (frequent as f64 + map)
             }
         };
-        let head = tokens + if transform { 2.0 * d * d } else { 0.0 };
+        let head = output + if transform { 2.0 * d * d } else { 0.0 };
         Flops { forward: forward + head * predicted as f64 }
     }
 

@@ -82,7 +82,7 @@ struct Config {
     tie_word_embeddings: bool,
 }
 
-fn read(file: &JsonFile) -> Result<StackSpec> {
+pub(crate) fn read(file: &JsonFile) -> Result<StackSpec> {
     let c: Config = file.parse()?;
     only(file, "tie_word_embeddings", c.tie_word_embeddings, "true")?;
     let inner = match c.afn.as_str() {
@@ -135,21 +135,29 @@ fn names(task: Task, spec: &StackSpec) -> genus_checkpoint::Result<NameMap> {
 
 /// The names of a layer's tensors, which GPT's successors kept.
 pub(crate) fn layers(map: NameMap) -> genus_checkpoint::Result<NameMap> {
-    map.base([
-        ("layers.{i}.attention.qkv.weight", "h.{i}.attn.c_attn.weight"),
-        ("layers.{i}.attention.qkv.bias", "h.{i}.attn.c_attn.bias"),
-        ("layers.{i}.attention.out.weight", "h.{i}.attn.c_proj.weight"),
-        ("layers.{i}.attention.out.bias", "h.{i}.attn.c_proj.bias"),
-        ("layers.{i}.attention_norm.weight", "h.{i}.ln_1.weight"),
-        ("layers.{i}.attention_norm.bias", "h.{i}.ln_1.bias"),
-        ("layers.{i}.feed_forward.up.weight", "h.{i}.mlp.c_fc.weight"),
-        ("layers.{i}.feed_forward.up.bias", "h.{i}.mlp.c_fc.bias"),
-        ("layers.{i}.feed_forward.down.weight", "h.{i}.mlp.c_proj.weight"),
-        ("layers.{i}.feed_forward.down.bias", "h.{i}.mlp.c_proj.bias"),
-        ("layers.{i}.feed_forward_norm.weight", "h.{i}.ln_2.weight"),
-        ("layers.{i}.feed_forward_norm.bias", "h.{i}.ln_2.bias"),
-    ])?
-    .ignore(["h.{i}.attn.bias", "h.{i}.attn.masked_bias"])
+    layers_of(map, "")?.ignore(["h.{i}.attn.bias", "h.{i}.attn.masked_bias"])
+}
+
+/// The same within `scope`, on either side.
+pub(crate) fn layers_of(mut map: NameMap, scope: &str) -> genus_checkpoint::Result<NameMap> {
+    for (own, file) in [
+        ("attention.qkv.weight", "attn.c_attn.weight"),
+        ("attention.qkv.bias", "attn.c_attn.bias"),
+        ("attention.out.weight", "attn.c_proj.weight"),
+        ("attention.out.bias", "attn.c_proj.bias"),
+        ("attention_norm.weight", "ln_1.weight"),
+        ("attention_norm.bias", "ln_1.bias"),
+        ("feed_forward.up.weight", "mlp.c_fc.weight"),
+        ("feed_forward.up.bias", "mlp.c_fc.bias"),
+        ("feed_forward.down.weight", "mlp.c_proj.weight"),
+        ("feed_forward.down.bias", "mlp.c_proj.bias"),
+        ("feed_forward_norm.weight", "ln_2.weight"),
+        ("feed_forward_norm.bias", "ln_2.bias"),
+    ] {
+        let (own, file) = (format!("{scope}layers.{{i}}.{own}"), format!("{scope}h.{{i}}.{file}"));
+        map = map.base([(own.as_str(), file.as_str())])?;
+    }
+    Ok(map)
 }
 
 /// The names of the heads of GPT and its successors.

@@ -4,9 +4,12 @@
 //! and tensor names. A [`Model`] is a member with weights: [`Model::random`], [`Model::load`], [`Model::save`].
 
 mod bert;
+mod bi_transformer;
+mod bilstm;
 pub mod budget;
 mod config;
 mod distilbert;
+mod elmo;
 mod error;
 mod flops;
 mod gpt;

@@ -335,7 +335,8 @@ impl Model {
 
     /// Whether a parameter is a buffer: it is saved and never learns.
     pub fn is_buffer(&self, param: &Param) -> bool {
-        self.family.head.bias == HeadBias::Fixed && param.name() == "lm_head.bias"
+        (self.family.head.bias == HeadBias::Fixed && param.name() == "lm_head.bias")
+            || param.name() == "embeddings.spellings"
     }
 
     /// Arithmetic of a batch of which `predicted` rows are projected to the vocabulary; of a model with an encoder, `sources` are
@@ -351,6 +352,14 @@ impl Model {
             flops.forward += 2.0 * (spans.len() * d * (pooler + classifier.classes())) as f64;
         }
         flops
+    }
+
+    /// Sets the characters of every token, of a model that reads characters (see [`genus_nn::Characters`]).
+    ///
+    /// # Errors
+    /// When the model reads none, or there are not as many as its tokens have.
+    pub fn set_spellings(&self, characters: &[u32]) -> Result<()> {
+        Ok(self.parts.stack.embeddings().set_spellings(characters)?)
     }
 
     /// Hidden states of a batch; appends to `caches` (one a sequence) if given.

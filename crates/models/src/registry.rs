@@ -1,6 +1,7 @@
 //! The members of the family, their tree and their published sizes.
 
-use crate::{Error, Result, Task, bert, distilbert, gpt, gpt_neo, gpt2, gpt3, roberta, transformer, transformer_xl};
+use crate::{Error, Result, Task, bert, bi_transformer, bilstm, distilbert, elmo, gpt, gpt_neo, gpt2, gpt3};
+use crate::{roberta, transformer, transformer_xl};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
 use genus_nn::{Bands, Encoder, HeadSpec, Memory, StackSpec, Vocabulary};
@@ -89,14 +90,20 @@ pub struct Lineage {
 
 /// Forebears that members name as ancestors.
 pub fn lineage() -> &'static [Lineage] {
-    &[Lineage { name: "attentive rnn", ancestor: None, paper: "Bahdanau et al. 2014, arXiv 1409.0473" }]
+    &[
+        Lineage { name: "lstm", ancestor: None, paper: "Hochreiter and Schmidhuber 1997, Long short-term memory" },
+        Lineage { name: "attentive rnn", ancestor: Some("lstm"), paper: "Bahdanau et al. 2014, arXiv 1409.0473" },
+    ]
 }
 
 /// All members.
 pub fn families() -> &'static [&'static Family] {
-    static ALL: [&Family; 9] = [
+    static ALL: [&Family; 12] = [
+        &bilstm::BILSTM,
+        &elmo::ELMO,
         &transformer::TRANSFORMER,
         &gpt::GPT,
+        &bi_transformer::BI_TRANSFORMER,
         &bert::BERT,
         &gpt2::GPT2,
         &transformer_xl::TRANSFORMER_XL,

@@ -13,6 +13,8 @@ pub enum Task {
     CausalLm,
     /// The next token of a sequence, given another (translation).
     Seq2SeqLm,
+    /// The next token from those before it, and the one before from those behind it (ELMo).
+    BidirectionalLm,
     /// Masked tokens.
     MaskedLm,
     /// Whether one segment follows another.
@@ -25,10 +27,11 @@ pub enum Task {
 
 impl Task {
     /// All tasks.
-    pub const ALL: [Task; 7] = [
+    pub const ALL: [Task; 8] = [
         Task::Base,
         Task::CausalLm,
         Task::Seq2SeqLm,
+        Task::BidirectionalLm,
         Task::MaskedLm,
         Task::NextSentence,
         Task::Pretraining,
@@ -41,6 +44,7 @@ impl Task {
             Task::Base => "base",
             Task::CausalLm => "causal-lm",
             Task::Seq2SeqLm => "seq2seq-lm",
+            Task::BidirectionalLm => "bidirectional-lm",
             Task::MaskedLm => "masked-lm",
             Task::NextSentence => "next-sentence",
             Task::Pretraining => "pretraining",
@@ -50,7 +54,7 @@ impl Task {
 
     /// Whether the task predicts tokens.
     pub fn predicts_tokens(self) -> bool {
-        matches!(self, Task::CausalLm | Task::Seq2SeqLm | Task::MaskedLm | Task::Pretraining)
+        matches!(self, Task::CausalLm | Task::Seq2SeqLm | Task::BidirectionalLm | Task::MaskedLm | Task::Pretraining)
     }
 
     /// Whether the task classifies pairs of segments.

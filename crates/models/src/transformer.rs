@@ -14,9 +14,9 @@ use crate::{Result, Task};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
 use genus_nn::{
-    Attend, AttentionBias, Bands, Dropout, EmbeddingNorm, EmbeddingScale, Encoder, FeedForward, FinalNorm, HeadBias,
-    HeadSpec, HeadTransform, InitScheme, Memory, NormKind, OutputDropout, Placement, Positions, Projections,
-    ResidualInit, ScoreScale, Segments, StackSpec, Tying, Vocabulary,
+    Attend, AttentionBias, Bands, Directions, Dropout, EmbeddingNorm, EmbeddingScale, Encoder, FeedForward, FinalNorm,
+    HeadBias, HeadSpec, HeadTransform, InitScheme, Memory, Mixing, NormKind, OutputDropout, Placement, Positions,
+    Projections, ResidualInit, ScoreScale, Segments, StackSpec, Tying, Vocabulary,
 };
 use genus_ops::{Activation, Layout};
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,8 @@ pub(crate) fn stack(n_layers: usize, d_model: usize, n_heads: usize, attend: Att
         vocab_size: 37_000,
         n_ctx: 512,
         vocabulary: Vocabulary::Whole,
+        mixing: Mixing::Attention,
+        directions: Directions::One,
         positions: Positions::LEARNED,
         embedding_scale: EmbeddingScale::One,
         segments: Segments::None,

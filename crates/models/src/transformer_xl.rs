@@ -181,7 +181,7 @@ fn write(spec: &StackSpec) -> Map<String, Value> {
         Vocabulary::Adaptive { cutoffs, divisor, d_embedding, shared_maps } => {
             (cutoffs.clone(), *divisor, *d_embedding, *shared_maps)
         }
-        Vocabulary::Whole => (Vec::new(), 1, spec.d_model, true),
+        Vocabulary::Whole | Vocabulary::Characters(_) => (Vec::new(), 1, spec.d_model, true),
     };
     let (clamp, shared) = match spec.positions {
         Positions::Relative { clamp, shared } => (clamp, shared),
@@ -226,7 +226,7 @@ fn names(task: Task, spec: &StackSpec) -> genus_checkpoint::Result<NameMap> {
         Vocabulary::Adaptive { cutoffs, divisor, shared_maps, d_embedding } => {
             (cutoffs.len() + 1, *divisor, *shared_maps, *divisor != 1 || *d_embedding != spec.d_model)
         }
-        Vocabulary::Whole => (1, 1, true, false),
+        Vocabulary::Whole | Vocabulary::Characters(_) => (1, 1, true, false),
     };
     let mut map = NameMap::new()
         .prefix("transformer.")

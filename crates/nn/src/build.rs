@@ -11,6 +11,13 @@ pub enum Init {
     Zeros,
     /// All 1.
     Ones,
+    /// 1 from one element up to another, 0 elsewhere.
+    OnesWithin {
+        /// The first that is 1.
+        from: usize,
+        /// The first behind them.
+        to: usize,
+    },
     /// A normal distribution around 0 with this standard deviation.
     Normal(f64),
 }
@@ -154,6 +161,11 @@ impl Source for RandomSource {
         Ok(match init {
             Init::Zeros => Tensor::zeros(shape, self.dtype, &self.device)?,
             Init::Ones => Tensor::ones(shape, self.dtype, &self.device)?,
+            Init::OnesWithin { from, to } => {
+                let one = |i: usize| f32::from(u8::from((from..to).contains(&i)));
+                let values = (0..shape.iter().product()).map(one).collect::<Vec<f32>>();
+                Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?
+            }
             Init::Normal(std) => {
                 // FNV-1a of the name picks the stream.
                 let stream =

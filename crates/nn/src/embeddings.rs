@@ -1,11 +1,12 @@
 //! From token ids to vectors.
 
 use crate::adaptive::AdaptiveTables;
+use crate::characters::CharacterNetwork;
 use crate::layer::NormParams;
 use crate::{
     Builder, EmbeddingNorm, EmbeddingScale, Error, Init, Positions, Result, Segments, SequenceCache, StackSpec, Tying,
 };
-use genus_ops::{Device, Param, Spans, Tape, Tensor, Value, dropout, embedding, residual_norm};
+use genus_ops::{Device, Param, Precision, Spans, Tape, Tensor, Value, dropout, embedding, residual_norm};
 
 /// A ragged batch of token ids.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +20,8 @@ pub struct Input {
     pub positions: Option<Vec<u32>>,
     /// Each token's segment; all 0 when not given.
     pub types: Option<Vec<u32>>,
+    /// The characters of each token, of a model that reads those; by the model's table of spellings when not given.
+    pub characters: Option<Vec<u32>>,
 }
 
 impl Input {
@@ -29,6 +32,7 @@ impl Input {
             spans: Spans::from_lengths(sequences.iter().map(|s| s.as_ref().len())),
             positions: None,
             types: None,
+            characters: None,
         }
     }
 
@@ -43,6 +47,7 @@ impl Input {
 pub struct Embeddings {
     tokens: Param,
     adaptive: Option<AdaptiveTables>,
+    characters: Option<CharacterNetwork>,
     scale: f64,
     positions: Option<Param>,
     types: Option<Param>,
@@ -59,7 +64,8 @@ impl Embeddings {
         let d = spec.d_model;
         let (shape, init) = ([spec.vocab_size, d], Init::Normal(spec.init.std));
         let adaptive = AdaptiveTables::build(b, spec)?;
-        let first = adaptive.as_ref().map(|a| &a.tables[0]);
+        let characters = CharacterNetwork::build(b, spec)?;
+        let first = adaptive.as_ref().map(|a| &a.tables[0]).or(characters.as_ref().map(|c| &c.table));
         let tokens = match (shared.or(first), spec.tying) {
             (Some(table), _) => table.clone(),
             // Also the weight of the output projection, where there is one.
@@ -76,7 +82,7 @@ impl Embeddings {
                 table.set_trainable(false);
                 Some(table)
             }
-            Positions::Relative { .. } => None,
+            Positions::None | Positions::Relative { .. } => None,
         };
         let types = match spec.segments {
             Segments::None => None,
@@ -89,6 +95,7 @@ impl Embeddings {
         Ok(Embeddings {
             tokens,
             adaptive,
+            characters,
             scale: match spec.embedding_scale {
                 EmbeddingScale::One => 1.0,
                 EmbeddingScale::Root => (d as f64).sqrt(),
@@ -112,6 +119,24 @@ impl Embeddings {
         self.adaptive.as_ref()
     }
 
+    /// Packs weights for inference.
+    pub(crate) fn prepare(&self, precision: Precision) -> Result<()> {
+        self.characters.as_ref().map_or(Ok(()), |c| c.prepare(precision))
+    }
+
+    /// Sets the characters of every token, of a model that reads those.
+    ///
+    /// # Errors
+    /// When the model reads none, their number is not `length` a token, or one is beyond the alphabet.
+    pub fn set_spellings(&self, characters: &[u32]) -> Result<()> {
+        match &self.characters {
+            Some(network) => network.set_spellings(characters),
+            None => {
+                Err(Error::Length { what: "characters that the model reads", found: characters.len(), expected: 0 })
+            }
+        }
+    }
+
     fn check_ids(&self, input: &Input, vocab_size: usize) -> Result<()> {
         match input.ids.iter().position(|&id| id as usize >= vocab_size) {
             None => Ok(()),
@@ -126,6 +151,11 @@ impl Embeddings {
         if let Some(adaptive) = &self.adaptive {
             self.check_ids(input, adaptive.vocab_size())?;
             return Ok(dropout(tape, &adaptive.forward(tape, &input.ids, self.scale)?, self.dropout)?);
+        }
+        if let Some(network) = &self.characters {
+            self.check_ids(input, network.vocab_size())?;
+            let words = network.forward(tape, &input.ids, input.characters.as_deref())?;
+            return Ok(dropout(tape, &words, self.dropout)?);
         }
         let tokens = tape.param(&self.tokens);
         self.check_ids(input, tokens.rows())?;

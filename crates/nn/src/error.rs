@@ -46,6 +46,19 @@ pub enum Error {
         /// The length that fits.
         expected: usize,
     },
+    /// A character is not in the alphabet.
+    #[error("character {character} of token {token} is beyond the alphabet of {alphabet}")]
+    Character {
+        /// The character.
+        character: u32,
+        /// The token in the batch, from 0.
+        token: usize,
+        /// Number of characters.
+        alphabet: usize,
+    },
+    /// A model that reads characters was given token ids, and does not know how they are spelled.
+    #[error("the model reads characters, and does not know those of its tokens: give characters, or set the spellings")]
+    NotSpelled,
     /// A stack that attends to an encoder was run without what the encoder made.
     #[error("the model attends to an encoded sequence, and none was given")]
     NotEncoded,

@@ -212,7 +212,7 @@ impl Classifier {
     /// # Errors
     /// When its parameters cannot be had.
     pub fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec, classes: usize, bias: bool) -> Result<Self> {
-        let (shape, init) = ([classes, spec.d_model], Init::Normal(spec.init.std));
+        let (shape, init) = ([classes, spec.d_hidden()], Init::Normal(spec.init.std));
         let weight = b.weight(format!("{name}.weight"), &shape, Layout::OutIn, init)?;
         let bias = if bias { Some(b.param(format!("{name}.bias"), &[classes], Init::Zeros)?) } else { None };
         Ok(Classifier { weight, bias })

@@ -4,7 +4,7 @@ use crate::attention::{Around, Attention};
 use crate::cross::{Cross, Reading};
 use crate::memory::Carried;
 use crate::{
-    Attend, Builder, Encoded, Encoder, Error, FeedForward, Init, NormKind, Placement, ResidualInit, Result,
+    Builder, Encoded, Encoder, Error, FeedForward, Init, Mixing, NormKind, Placement, ResidualInit, Result,
     SequenceCache, StackSpec,
 };
 use genus_ops::{
@@ -364,11 +364,11 @@ impl Layer {
 /// Checks that a stack may be run with a cache.
 pub(crate) fn check_cache(spec: &StackSpec, spans: &Spans, caches: Option<&[SequenceCache]>) -> Result<()> {
     let Some(caches) = caches else { return Ok(()) };
-    if spec.attend == Attend::All {
+    if !spec.sees_past_only() || spec.mixing != Mixing::Attention {
         return Err(Error::Spec {
             field: "attend",
-            found: "all".into(),
-            expected: "past: a model that sees the whole sequence has no cache".into(),
+            found: format!("{:?} in {:?} directions by {:?}", spec.attend, spec.directions, spec.mixing),
+            expected: "attention to the past: others have no cache".into(),
         });
     }
     if caches.len() != spans.len() {

@@ -9,12 +9,15 @@ mod adaptive;
 mod attention;
 mod build;
 mod cache;
+mod characters;
+mod column;
 mod cross;
 mod embeddings;
 mod error;
 mod heads;
 mod layer;
 mod memory;
+mod recurrent;
 mod relative;
 mod spec;
 mod stack;
@@ -29,8 +32,8 @@ pub use heads::{ClassTargets, Classifier, HeadBias, HeadSpec, HeadTransform, LmH
 pub use layer::Layer;
 pub use memory::StreamMemory;
 pub use spec::{
-    Attend, AttentionBias, Bands, Dropout, EmbeddingNorm, EmbeddingScale, Encoder, FeedForward, FinalNorm, InitScheme,
-    Memory, NormKind, OutputDropout, Placement, Positions, Projections, ResidualInit, ScoreScale, Segments, StackSpec,
-    Tying, Vocabulary,
+    Attend, AttentionBias, Bands, CellOutput, Characters, Directions, Dropout, EmbeddingNorm, EmbeddingScale, Encoder,
+    FeedForward, FinalNorm, InitScheme, Memory, Mixing, NormKind, OutputDropout, Placement, Positions, Projections,
+    ResidualInit, ScoreScale, Segments, Skip, StackSpec, Tying, Vocabulary,
 };
 pub use stack::{Hidden, Stack};

@@ -6,6 +6,8 @@ use genus_ops::{Activation, AttentionSpec, Layout, Mask};
 /// How a token's place in its sequence enters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Positions {
+    /// Not at all.
+    None,
     /// A table of learned vectors, added to the token's. Its first `offset` rows belong to no position (RoBERTa counts from
     /// the row behind that of padding: 2; all others: 0), `n_ctx` more follow.
     Learned {
@@ -33,7 +35,7 @@ impl Positions {
     pub fn offset(self) -> usize {
         match self {
             Positions::Learned { offset } => offset,
-            Positions::Sinusoidal | Positions::Relative { .. } => 0,
+            Positions::None | Positions::Sinusoidal | Positions::Relative { .. } => 0,
         }
     }
 }
@@ -56,6 +58,78 @@ pub enum Vocabulary {
         /// Whether the output's maps are the input's; the frequent tokens' never is, except where there is one table.
         shared_maps: bool,
     },
+    /// The input is the characters of words, of which a network makes vectors (Kim et al. 2016, arXiv 1508.06615); the output
+    /// predicts words.
+    Characters(Characters),
+}
+
+/// A network from a word's characters to its vector: patterns over characters and their maxima, then highway layers, then a map to
+/// the stream's width.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Characters {
+    /// Number of different characters.
+    pub alphabet: usize,
+    /// Width of a character's vector.
+    pub d_character: usize,
+    /// Characters of a word; longer words are cut, shorter ones filled.
+    pub length: usize,
+    /// Width and number of each kind of pattern.
+    pub filters: Vec<(usize, usize)>,
+    /// Number of highway layers.
+    pub highways: usize,
+}
+
+impl Characters {
+    /// Patterns in all.
+    pub fn patterns(&self) -> usize {
+        self.filters.iter().map(|f| f.1).sum()
+    }
+}
+
+/// What a layer is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mixing {
+    /// Attention and a position-wise network (the Transformer).
+    Attention,
+    /// Long short-term memory of `d_ff` cells that reads from left to right (Hochreiter and Schmidhuber 1997).
+    Recurrent {
+        /// What of the cells goes on.
+        output: CellOutput,
+        /// Bound of cells.
+        cell_clip: Option<f32>,
+        /// Bound of projected outputs.
+        output_clip: Option<f32>,
+        /// Connections past a layer.
+        skip: Skip,
+    },
+}
+
+/// What a recurrent layer gives to the next layer and to its own next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CellOutput {
+    /// What the cells put out: `d_ff` is the stream's width.
+    Cells,
+    /// A linear map of it to the stream's width (Sak et al. 2014, arXiv 1402.1128).
+    Projected,
+}
+
+/// Whether recurrent layers add what they read to what they give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// They do not.
+    None,
+    /// All but the first do (ELMo).
+    AfterFirst,
+}
+
+/// From which end sequences are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Directions {
+    /// The beginning.
+    One,
+    /// Both: a second set of layers, which sees nothing of the first, reads from the end, and hidden states are both directions'
+    /// side by side. So each half can be trained to predict the token that it has not seen.
+    Both,
 }
 
 /// What a stack carries from one segment of a text to the next.
@@ -285,7 +359,7 @@ pub struct StackSpec {
     pub n_kv_heads: usize,
     /// Width of a head; `n_heads * d_head` need not be `d_model`.
     pub d_head: usize,
-    /// Width inside the feed-forward network.
+    /// Width inside the feed-forward network, or of the cells of a recurrent layer.
     pub d_ff: usize,
     /// Number of tokens.
     pub vocab_size: usize,
@@ -293,6 +367,10 @@ pub struct StackSpec {
     pub n_ctx: usize,
     /// Token tables and output projection.
     pub vocabulary: Vocabulary,
+    /// What layers are made of.
+    pub mixing: Mixing,
+    /// From which end sequences are read.
+    pub directions: Directions,
     /// Positions.
     pub positions: Positions,
     /// The scale of token vectors.
@@ -378,6 +456,19 @@ impl StackSpec {
         AttentionSpec { mask: Mask::Full, ..self.attention(0) }
     }
 
+    /// Width of hidden states as they leave the stack.
+    pub fn d_hidden(&self) -> usize {
+        match self.directions {
+            Directions::One => self.d_model,
+            Directions::Both => 2 * self.d_model,
+        }
+    }
+
+    /// Whether a token's hidden state depends on itself and those before it alone.
+    pub fn sees_past_only(&self) -> bool {
+        self.attend == Attend::Past && self.directions == Directions::One
+    }
+
     /// Sets the number of tokens; groups of rarer tokens that begin beyond it are left out.
     pub fn set_vocab_size(&mut self, n: usize) {
         self.vocab_size = n;
@@ -395,9 +486,10 @@ impl StackSpec {
     }
 
     /// Tokens of a training sequence where nothing says how many: all that the model takes, or, where that has no end, as many as its
-    /// memory has (512 where that is none).
+    /// memory has (512 where that is none); 128 of recurrent layers.
     pub fn segment(&self) -> usize {
         match self.memory {
+            Memory::None if self.mixing != Mixing::Attention => self.n_ctx.min(128),
             Memory::None => self.n_ctx,
             Memory::Carried { length } => self.n_ctx.min(if length == 0 { 512 } else { length }),
         }
@@ -447,6 +539,7 @@ impl StackSpec {
                 });
             }
         }
+        self.check_reading()?;
         let relative = matches!(self.positions, Positions::Relative { .. });
         let packed = self.projections == Projections::Packed && self.n_heads == self.n_kv_heads;
         if (relative || self.memory != Memory::None)
@@ -497,6 +590,39 @@ impl StackSpec {
         ] {
             if !(0.0..1.0).contains(&p) {
                 return Err(Error::Spec { field, found: p.to_string(), expected: "at least 0 and below 1".into() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Recurrent layers, two directions and characters.
+    fn check_reading(&self) -> Result<()> {
+        let alone = self.encoder == Encoder::None && self.memory == Memory::None && self.attend == Attend::Past;
+        let wrong = |field, found, expected: &str| Err(Error::Spec { field, found, expected: expected.into() });
+        if let Mixing::Recurrent { output, cell_clip, output_clip, .. } = self.mixing {
+            let found = || format!("{:?} with positions = {:?}", self.mixing, self.positions);
+            if !alone || self.bands != Bands::None || self.positions != Positions::None {
+                return wrong("mixing", found(), "recurrent layers without positions, bands, memory or encoder");
+            }
+            if output == CellOutput::Cells && self.d_ff != self.d_model {
+                let expected = format!("d_model = {}: cells without projection are as many", self.d_model);
+                return Err(Error::Spec { field: "d_ff", found: self.d_ff.to_string(), expected });
+            }
+            if [cell_clip, output_clip].iter().flatten().any(|c| !(*c > 0.0 && c.is_finite())) {
+                return wrong("mixing", found(), "bounds above 0");
+            }
+        }
+        if self.directions == Directions::Both && !alone {
+            let found = format!("{:?} with attend = {:?}", self.directions, self.attend);
+            return wrong("directions", found, "two directions of tokens that see the past, without memory or encoder");
+        }
+        if let Vocabulary::Characters(c) = &self.vocabulary {
+            let filters = !c.filters.is_empty() && c.filters.iter().all(|f| f.0 > 0 && f.0 <= c.length && f.1 > 0);
+            let plain = self.positions == Positions::None && self.segments == Segments::None;
+            if !filters || !plain || c.alphabet == 0 || c.d_character == 0 || self.tying == Tying::Tied {
+                let expected =
+                    "an alphabet, patterns as wide as a word at most, an output of its own, no positions and segments";
+                return wrong("vocabulary", format!("{c:?} with tying = {:?}", self.tying), expected);
             }
         }
         Ok(())

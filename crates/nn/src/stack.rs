@@ -1,19 +1,21 @@
 //! Embeddings and layers, from token ids to hidden states.
 
 use crate::attention::Around;
-use crate::layer::{Ends, NormParams, Stream, check_cache};
+use crate::column::{Column, Pass, reversed, side_by_side};
+use crate::layer::{Ends, check_cache};
 use crate::memory::{Carried, StreamMemory};
 use crate::relative::Relative;
 use crate::{
-    Builder, Embeddings, Encoded, Encoder, Error, FinalNorm, Input, Layer, Memory, OutputDropout, Placement, Positions,
-    Result, SequenceCache, StackSpec,
+    Builder, Directions, Embeddings, Encoded, Encoder, Error, Input, Memory, OutputDropout, Positions, Result,
+    SequenceCache, StackSpec,
 };
-use genus_ops::{Branch, Param, Precision, Tape, Value, dropout, residual};
+use genus_ops::{Param, Precision, Tape, Value, dropout, gather_rows};
 use std::sync::Arc;
 
 /// The hidden states of a batch.
 pub struct Hidden {
-    /// Of the last layer (after the final norm where there is one), `[n, d]`.
+    /// Of the last layer (after the final norm where there is one), `[n, d]`; of two directions `[n, 2 d]`, the first one's half
+    /// first.
     pub last: Value,
     /// When asked for: the embeddings and the output of every layer, `n_layers + 1` matrices, the last of them `last`.
     pub all: Vec<Value>,
@@ -24,8 +26,9 @@ pub struct Hidden {
 pub struct Stack {
     spec: StackSpec,
     embeddings: Embeddings,
-    layers: Vec<Arc<Layer>>,
-    final_norm: Option<NormParams>,
+    forward: Column,
+    /// What reads from the other end.
+    backward: Option<Column>,
 }
 
 impl Stack {
@@ -36,14 +39,12 @@ impl Stack {
     pub fn build(b: &mut Builder<'_>, spec: &StackSpec, tokens: Option<&Param>) -> Result<Self> {
         spec.check()?;
         let embeddings = Embeddings::build(b, spec, tokens)?;
-        let shared = Relative::shared(b, spec)?;
-        let layer = |i| Layer::build(b, spec, i, shared.as_ref()).map(Arc::new);
-        let layers = (0..spec.n_layers).map(layer).collect::<Result<_>>()?;
-        let final_norm = match spec.final_norm {
-            FinalNorm::None => None,
-            FinalNorm::Norm => Some(NormParams::build(b, "final_norm", spec)?),
+        let forward = Column::build(b, spec)?;
+        let backward = match spec.directions {
+            Directions::One => None,
+            Directions::Both => Some(b.within("backward", |b| Column::build(b, spec))?),
         };
-        Ok(Stack { spec: spec.clone(), embeddings, layers, final_norm })
+        Ok(Stack { spec: spec.clone(), embeddings, forward, backward })
     }
 
     /// The specification.
@@ -61,7 +62,9 @@ impl Stack {
     /// # Errors
     /// None for a stack that was built.
     pub fn prepare(&self, precision: Precision) -> Result<()> {
-        self.layers.iter().try_for_each(|l| l.prepare(precision))
+        self.embeddings.prepare(precision)?;
+        self.forward.prepare(precision)?;
+        self.backward.as_ref().map_or(Ok(()), |b| b.prepare(precision))
     }
 
     /// Keeps in `caches` (one a sequence, new) what the layers read of an encoded batch, so that it is computed once.
@@ -70,7 +73,7 @@ impl Stack {
     /// When the stack attends to no encoder, or there are not as many sequences as caches.
     pub fn keep_encoded(&self, tape: &Tape, encoded: &Encoded, caches: &mut [SequenceCache]) -> Result<()> {
         self.check_encoded(Some(encoded), caches.len())?;
-        self.layers.iter().try_for_each(|l| l.keep_encoded(tape, encoded, caches))
+        self.forward.attention().iter().try_for_each(|l| l.keep_encoded(tape, encoded, caches))
     }
 
     fn check_encoded(&self, encoded: Option<&Encoded>, sequences: usize) -> Result<()> {
@@ -133,9 +136,9 @@ impl Stack {
     ) -> Result<Value> {
         let ends = Ends::new(&input.spans, wanted);
         // In decoding every token is an end.
-        if self.layers.is_empty() || input.spans.iter().zip(wanted).all(|(r, w)| r.len() == usize::from(*w)) {
+        if self.forward.is_empty() || input.spans.iter().zip(wanted).all(|(r, w)| r.len() == usize::from(*w)) {
             let all = self.run(tape, input, None, None, Some(caches), false, None)?.last;
-            return if self.layers.is_empty() { ends.of(tape, &all) } else { Ok(all) };
+            return if self.forward.is_empty() { ends.of(tape, &all) } else { Ok(all) };
         }
         Ok(self.run(tape, input, None, None, Some(caches), false, Some(&ends))?.last)
     }
@@ -198,35 +201,38 @@ impl Stack {
                 all.push(v.clone());
             }
         };
+        let caches_none = caches.is_none();
         let x = self.embeddings.forward(tape, input, caches.as_deref())?;
         let (carried, distances) = self.carried(tape, &x, input, memories.as_deref(), caches.as_deref())?;
-        let both = carried.clone().zip(distances.clone());
-        let around = Around { encoded, carried: carried.as_deref(), distances: distances.as_ref() };
-        let mut s = Stream { x, branch: None };
-        let recompute = tape.recomputes() && !keep_all && caches.is_none();
-        for (i, layer) in self.layers.iter().enumerate() {
-            if recompute {
-                s = Layer::recomputed(layer, tape, s, &input.spans, encoded, both.as_ref(), &mut keep)?;
-                continue;
-            }
-            let ends = ends.filter(|_| i + 1 == self.layers.len());
-            let cached = caches.as_deref_mut().map(|c| (c, ends));
-            s = layer.forward(tape, s, &input.spans, &around, cached, &mut keep)?;
-        }
-        let rate = self.spec.dropout.residual;
-        let mut last = match (&self.final_norm, s.branch.as_ref()) {
-            (Some(norm), _) => {
-                let [_, y] = Layer::join(tape, &s, norm, rate)?;
-                y
-            }
-            (None, Some(value)) => residual(tape, &s.x, Branch { value, dropout: rate })?,
-            (None, None) => s.x,
+        let pass = Pass {
+            spans: &input.spans,
+            around: Around { encoded, carried: carried.as_deref(), distances: distances.as_ref() },
+            carried: carried.clone().zip(distances.clone()),
+            caches: caches.as_deref_mut(),
+            ends,
+            recompute: tape.recomputes() && !keep_all && caches_none,
         };
+        let mut last = match &self.backward {
+            None => self.forward.forward(tape, x, pass, &mut keep)?,
+            Some(backward) => {
+                let order = reversed(&input.spans);
+                let (mut ahead, mut back) = (Vec::new(), Vec::new());
+                let turned = gather_rows(tape, &x, &order)?;
+                let recompute = pass.recompute;
+                let again = Pass { recompute, ..Pass::over(&input.spans) };
+                let y = self.forward.forward(tape, x, pass, &mut |v| keeps_of(keep_all, &mut ahead, v))?;
+                let z = backward.forward(tape, turned, again, &mut |v| keeps_of(keep_all, &mut back, v))?;
+                for (ahead, back) in ahead.iter().zip(&back) {
+                    keep(&side_by_side(tape, ahead, back, &order)?);
+                }
+                side_by_side(tape, &y, &z, &order)?
+            }
+        };
+        let rate = self.spec.dropout.residual;
         if self.spec.output_dropout == OutputDropout::Residual {
             last = dropout(tape, &last, rate)?;
         }
         keep(&last);
-        debug_assert!(self.spec.placement == Placement::Pre || s.branch.is_none());
         if let Some(caches) = caches {
             for (cache, span) in caches.iter_mut().zip(input.spans.iter()) {
                 cache.advance(span.len());
@@ -242,5 +248,11 @@ impl Stack {
             all.clear();
         }
         Ok(Hidden { last, all })
+    }
+}
+
+fn keeps_of(keep: bool, all: &mut Vec<Value>, v: &Value) {
+    if keep {
+        all.push(v.clone());
     }
 }

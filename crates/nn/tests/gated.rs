@@ -14,6 +14,8 @@ fn spec(feed_forward: FeedForward, layout: Layout) -> StackSpec {
         vocab_size: 17,
         n_ctx: 10,
         vocabulary: Vocabulary::Whole,
+        mixing: Mixing::Attention,
+        directions: Directions::One,
         positions: Positions::LEARNED,
         embedding_scale: EmbeddingScale::One,
         segments: Segments::None,

@@ -1,7 +1,16 @@
-//! Ways of mixing matrices of one shape.
+//! Functions of every element, and ways of mixing matrices of one shape.
 
 use crate::linear::matrix;
-use crate::{Error, Result, Tape, Tensor, Value};
+use crate::{Activation, Error, Result, Tape, Tensor, Value};
+
+/// An activation by itself, where no product precedes it.
+///
+/// # Errors
+/// When memory is short.
+pub fn activate(tape: &Tape, x: &Value, activation: Activation) -> Result<Value> {
+    let [y] = tape.composed(&[x], |t| Ok([activation.definition(&t[0])?]))?;
+    Ok(y)
+}
 
 /// A highway layer (Srivastava et al. 2015, arXiv 1505.00387): `g x + (1 - g) relu(h)`, where `h` and, through a sigmoid, the gate
 /// `g` are what an affine map made of `x`.

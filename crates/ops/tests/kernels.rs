@@ -362,6 +362,8 @@ fn characters() {
 fn rows_joined_and_a_row_added() {
     let order: Vec<u32> = (0..30).map(|i| i * 7 % 16).collect();
     check("join rows", false, &[&[11, 13], &[5, 13]], &|t, x| Ok(vec![join_rows(t, &x[0], &x[1], &order)?]));
+    check("beside", false, &[&[9, 10], &[9, 1], &[9, 3]], &|t, x| Ok(vec![beside(t, &[&x[0], &x[1], &x[2]])?]));
+    check("activation", false, &[&[9, 10]], &|t, x| Ok(vec![activate(t, &x[0], Activation::Tanh)?]));
     check("columns", false, &[&[9, 10]], &|t, x| Ok(vec![columns(t, &x[0], 0, 4)?, columns(t, &x[0], 3, 7)?]));
     check("reshape", false, &[&[6, 10]], &|t, x| Ok(vec![reshape(t, &x[0], &[15, 4])?]));
     check("add row", false, &[&[70, 12], &[3, 4]], &|t, x| Ok(vec![add_row(t, &x[0], &x[1])?]));

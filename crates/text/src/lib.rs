@@ -25,6 +25,7 @@ mod corpus;
 mod dataset;
 mod error;
 pub mod rng;
+mod spelling;
 mod tokenizer;
 
 pub use corpus::{
@@ -36,6 +37,7 @@ pub use dataset::{
     TranslationOptions, WindowOptions, mask_tokens,
 };
 pub use error::{Result, TextError};
+pub use spelling::{SENTENCE_BEGIN, SENTENCE_END, spelling, spellings};
 pub use tokenizer::{
     Encoded, SpecialTokens, StreamDecoder, Tokenizer, TokenizerKind, TokenizerSpec, TrainKind, TrainOptions,
     TrainProgress,

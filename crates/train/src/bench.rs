@@ -91,7 +91,7 @@ pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) ->
         }
         let labels = match objective {
             // The last token predicts the first: every row counts, as in a window of a longer text.
-            Objective::Causal => (0..n).map(|j| ids[(j + 1) % n] as i32).collect(),
+            Objective::Causal | Objective::Bidirectional => (0..n).map(|j| ids[(j + 1) % n] as i32).collect(),
             Objective::Classification => vec![-100; n],
             Objective::Translation => ids.iter().map(|&id| id as i32).collect(),
             _ => {
@@ -104,7 +104,7 @@ pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) ->
             }
         };
         let (token_types, next_sentence) = match objective {
-            Objective::Causal | Objective::Translation => (Vec::new(), None),
+            Objective::Causal | Objective::Bidirectional | Objective::Translation => (Vec::new(), None),
             Objective::Masked | Objective::Classification => (vec![0; n], None),
             Objective::Pretraining => ((0..n).map(|j| u32::from(j >= n / 2)).collect(), Some(draw.below(2) as u32)),
         };

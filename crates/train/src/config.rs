@@ -398,7 +398,7 @@ impl TrainConfig {
             return Err(Error::config("context", context, format!("at most the model's n_ctx = {n_ctx}")));
         }
         let batch = match (c.batch, c.batch_tokens) {
-            (_, Some(n)) if objective == Objective::Causal => match n / context {
+            (_, Some(n)) if objective.reads_windows() => match n / context {
                 0 => return Err(Error::config("batch_tokens", n, format!("at least context = {context}"))),
                 n => BatchSize::Sequences(n),
             },

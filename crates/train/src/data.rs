@@ -97,7 +97,7 @@ impl Data {
         let most = run.config.eval_tokens.unwrap_or(0);
         let mut hash = crc32fast::Hasher::new();
         let (examples, train_tokens): (Arc<dyn Examples>, usize) = match run.objective {
-            Objective::Causal => {
+            Objective::Causal | Objective::Bidirectional => {
                 let stream = TokenStream::build(train, &tokenizer, |p| progress(Phase::Train(p)))?;
                 let options = WindowOptions {
                     context: run.context,
@@ -220,7 +220,7 @@ impl Dev {
         most: usize,
         progress: impl FnMut(BuildProgress),
     ) -> Result<Self> {
-        if run.objective == Objective::Causal {
+        if run.objective.reads_windows() {
             let stream = TokenStream::build(corpus, tokenizer, progress)?;
             let (bytes_per_token, in_rows) = (stream.bytes_per_token(), least_batch(run));
             // As many texts side by side as a batch has rows, if each has two windows.

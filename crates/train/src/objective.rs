@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 use genus_models::nn::{ClassTargets, Segments};
 use genus_models::{Encoded, Input, Model, StreamMemory, Task};
-use genus_ops::{Spans, Tape, Value, gather_rows, weighted_sum};
+use genus_ops::{Spans, Tape, Value, columns, gather_rows, weighted_sum};
 use genus_text::{Batch, SequenceLabel};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,8 @@ pub enum Objective {
     Masked,
     /// Masked tokens, and whether the second segment follows the first (BERT): the sum of the two means.
     Pretraining,
+    /// The next token from what is before, and the one before from what is behind (ELMo).
+    Bidirectional,
     /// The label of each sequence: a class, several, or numbers.
     Classification,
     /// The next token of a target, given its source (the Transformer).
@@ -75,12 +77,13 @@ impl std::str::FromStr for Objective {
             "causal" => Ok(Objective::Causal),
             "masked" => Ok(Objective::Masked),
             "pretraining" => Ok(Objective::Pretraining),
+            "bidirectional" => Ok(Objective::Bidirectional),
             "classification" => Ok(Objective::Classification),
             "translation" => Ok(Objective::Translation),
             _ => Err(Error::config(
                 "objective",
                 format!("{s:?}"),
-                "causal, masked, pretraining, classification or translation",
+                "causal, bidirectional, masked, pretraining, classification or translation",
             )),
         }
     }
@@ -92,6 +95,7 @@ impl std::fmt::Display for Objective {
             Objective::Causal => "causal",
             Objective::Masked => "masked",
             Objective::Pretraining => "pretraining",
+            Objective::Bidirectional => "bidirectional",
             Objective::Classification => "classification",
             Objective::Translation => "translation",
         })
@@ -105,6 +109,7 @@ impl Objective {
             Objective::Causal => Task::CausalLm,
             Objective::Masked => Task::MaskedLm,
             Objective::Pretraining => Task::Pretraining,
+            Objective::Bidirectional => Task::BidirectionalLm,
             Objective::Classification => Task::SequenceClassification,
             Objective::Translation => Task::Seq2SeqLm,
         }
@@ -114,6 +119,7 @@ impl Objective {
     pub fn of(task: Task) -> Option<Self> {
         match task {
             Task::CausalLm => Some(Objective::Causal),
+            Task::BidirectionalLm => Some(Objective::Bidirectional),
             Task::MaskedLm => Some(Objective::Masked),
             Task::Pretraining => Some(Objective::Pretraining),
             Task::SequenceClassification => Some(Objective::Classification),
@@ -122,11 +128,20 @@ impl Objective {
         }
     }
 
+    /// Whether it learns from windows of a stream of text.
+    pub fn reads_windows(self) -> bool {
+        matches!(self, Objective::Causal | Objective::Bidirectional)
+    }
+
     /// What a batch asks for.
     pub fn targets(self, batch: &Batch) -> Targets {
         match self {
             Objective::Causal | Objective::Masked | Objective::Translation => {
                 Targets { tokens: batch.targets(), sequences: 0 }
+            }
+            Objective::Bidirectional => {
+                let before = batch.tokens_before().iter().filter(|l| **l >= 0).count();
+                Targets { tokens: batch.targets() + before, sequences: 0 }
             }
             Objective::Pretraining => Targets { tokens: batch.targets(), sequences: batch.next_sentence.len() },
             Objective::Classification => Targets { tokens: 0, sequences: batch.sequence_labels.len() },
@@ -143,6 +158,7 @@ impl Objective {
     pub fn predicted(self, batch: &Batch) -> usize {
         match self {
             Objective::Causal | Objective::Translation => batch.ids.len(),
+            Objective::Bidirectional => 2 * batch.ids.len(),
             Objective::Masked | Objective::Pretraining => batch.targets(),
             Objective::Classification => 0,
         }
@@ -168,7 +184,13 @@ impl Objective {
         let hidden = match self {
             Objective::Translation => {
                 let spans = Spans::from_lengths(batch.source_spans.iter().copied());
-                let source = Input { ids: batch.sources.clone(), spans: spans.clone(), positions: None, types: None };
+                let source = Input {
+                    ids: batch.sources.clone(),
+                    spans: spans.clone(),
+                    positions: None,
+                    types: None,
+                    characters: None,
+                };
                 let states = model.encode(tape, &source, false)?.last; // [m, d]
                 model.decode(tape, &input, &Encoded { states, spans }, false)?.last // [n, d]
             }
@@ -180,6 +202,15 @@ impl Objective {
         let tokens = match self {
             Objective::Causal | Objective::Translation => {
                 model.lm_head()?.loss(tape, &hidden, &batch.labels, scales.tokens, smoothing)?
+            }
+            Objective::Bidirectional => {
+                let (head, d) = (model.lm_head()?, model.spec().d_model);
+                let side = |from: usize, labels: &[i32]| -> Result<Value> {
+                    let half = columns(tape, &hidden, from, d)?; // [n, d]
+                    Ok(head.loss(tape, &half, labels, scales.tokens, smoothing)?)
+                };
+                let (next, before) = (side(0, &batch.labels)?, side(d, &batch.tokens_before())?);
+                weighted_sum(tape, &[(&next, 1.0), (&before, 1.0)])?
             }
             Objective::Masked | Objective::Pretraining => {
                 let rows: Vec<u32> = (0u32..).zip(&batch.labels).filter(|(_, l)| **l >= 0).map(|(i, _)| i).collect();
@@ -241,5 +272,6 @@ pub(crate) fn input(model: &Model, batch: &Batch) -> Result<Input> {
         spans: Spans::from_lengths(batch.spans.iter().copied()),
         positions: None,
         types: typed.then(|| batch.token_types.clone()),
+        characters: None,
     })
 }

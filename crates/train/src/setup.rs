@@ -3,7 +3,7 @@
 use crate::text::Text;
 use crate::{Error, Objective, Phase, Result, TrainConfig};
 use genus_checkpoint::FILE_NAMES;
-use genus_models::nn::{Init, Memory, Source};
+use genus_models::nn::{Init, Memory, Source, Vocabulary};
 use genus_models::{Family, LoadOptions, Model, StackSpec, find_preset};
 use genus_ops::Tensor;
 use genus_text::{Tokenizer, TokenizerSpec, TrainKind, TrainOptions};
@@ -80,7 +80,13 @@ impl Plan {
         }
         let objective = match config.objective.or(Objective::of(family.default_task())) {
             Some(o) => o,
-            None => return Err(Error::config("objective", "not given", "causal, masked, pretraining or translation")),
+            None => {
+                return Err(Error::config(
+                    "objective",
+                    "not given",
+                    "causal, bidirectional, masked, pretraining or translation",
+                ));
+            }
         };
         // An objective that the member cannot have is told now, not after the data was read.
         family.plan(&spec, objective.task())?;
@@ -144,11 +150,15 @@ impl Plan {
         Ok(())
     }
 
-    /// The model with its first weights.
-    pub fn model(&self, seed: u64, say: &mut dyn FnMut(&str)) -> Result<Model> {
+    /// The model with its first weights, and the spellings of its tokens where it reads characters.
+    pub fn model(&self, seed: u64, tokenizer: &Tokenizer, say: &mut dyn FnMut(&str)) -> Result<Model> {
         let task = self.objective.task();
         let Some(folder) = &self.weights else {
-            return Ok(Model::random(self.family, self.spec.clone(), task, seed)?);
+            let model = Model::random(self.family, self.spec.clone(), task, seed)?;
+            if let Vocabulary::Characters(c) = &self.spec.vocabulary {
+                model.set_spellings(&genus_text::spellings(tokenizer, self.spec.vocab_size, c.length))?;
+            }
+            return Ok(model);
         };
         let loaded = Model::load(folder, &LoadOptions { task: Some(task), ..LoadOptions::default() })?;
         loaded.warnings.iter().for_each(|w| say(w));

@@ -153,7 +153,7 @@ fn fresh(
     };
     plan.fit_vocabulary(&config, &tokenizer, &mut |m| hooks.on_message(m))?;
     resolved.config.vocab_size = Some(plan.spec.vocab_size);
-    let mut model = plan.model(config.seed, &mut |m| hooks.on_message(m))?;
+    let mut model = plan.model(config.seed, &tokenizer, &mut |m| hooks.on_message(m))?;
     options.place(&model)?;
     run::set_special_ids(&mut model, &tokenizer);
     let frozen = freeze(&model, &config.freeze)?;

@@ -58,7 +58,7 @@ impl Embed {
             .with_context(|| format!("cannot embed {}", self.input.display()))?;
         let seconds = start.elapsed().as_secs_f64();
         progress.finish();
-        let d_model = opened.model.spec().d_model;
+        let d_model = opened.model.spec().d_hidden();
         write_single(&self.output, &[("embeddings".to_owned(), done.vectors)], &WriteOptions::default())?;
         if done.truncated > 0 {
             anstream::eprintln!(

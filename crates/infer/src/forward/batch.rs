@@ -44,6 +44,8 @@ pub(crate) struct Ragged {
     pub target: Option<Input>,
     /// One a real token, for the heads that predict tokens.
     pub token_labels: Option<Vec<i32>>,
+    /// What the direction that reads from the end predicts.
+    pub before_labels: Option<Vec<i32>>,
     /// One a sequence.
     pub pair_labels: Option<Vec<i32>>,
     /// Of sequence classification.
@@ -236,9 +238,17 @@ impl PaddedBatch {
             }
         };
         let target = if model.has_encoder() { Some(self.target(model)?) } else { None };
+        let before_labels = match task {
+            Task::BidirectionalLm => self.token_labels(Side::Before, spec.vocab_size)?,
+            _ => None,
+        };
+        let side = match task {
+            Task::CausalLm | Task::BidirectionalLm => Side::Next,
+            _ => Side::Here,
+        };
         let token_labels = match &target {
             Some(target) => self.target_labels(target, spec.vocab_size)?,
-            None if task.predicts_tokens() => self.token_labels(task, spec.vocab_size)?,
+            None if task.predicts_tokens() => self.token_labels(side, spec.vocab_size)?,
             None => None,
         };
         let pair_labels = self.pair_labels(task)?;
@@ -247,7 +257,8 @@ impl PaddedBatch {
             Task::SequenceClassification => self.class_labels(model.labels())?,
             _ => None,
         };
-        Ok(Ragged { input: Input { ids, spans, positions, types }, target, token_labels, pair_labels, class_labels })
+        let input = Input { ids, spans, positions, types, characters: None };
+        Ok(Ragged { input, target, token_labels, before_labels, pair_labels, class_labels })
     }
 
     /// Fields that the task does not take are errors: silently ignoring one would hide a mistake.
@@ -255,7 +266,11 @@ impl PaddedBatch {
         let mut takes = vec!["input_ids", "attention_mask"];
         takes.extend(if has_encoder { &["decoder_input_ids"][..] } else { &["token_type_ids", "position_ids"] });
         match task {
-            Task::Seq2SeqLm | Task::CausalLm | Task::MaskedLm | Task::SequenceClassification => takes.push("labels"),
+            Task::Seq2SeqLm
+            | Task::CausalLm
+            | Task::BidirectionalLm
+            | Task::MaskedLm
+            | Task::SequenceClassification => takes.push("labels"),
             Task::NextSentence | Task::Pretraining => takes.extend(["labels", "next_sentence_label"]),
             _ => {}
         }
@@ -324,8 +339,8 @@ impl PaddedBatch {
         Ok(Some(labels))
     }
 
-    /// One target a real token; shifted for the causal task, where the token before predicts it.
-    fn token_labels(&self, task: Task, vocab_size: usize) -> Result<Option<Vec<i32>>> {
+    /// One target a real token, shifted where a neighbour predicts it.
+    fn token_labels(&self, side: Side, vocab_size: usize) -> Result<Option<Vec<i32>>> {
         let fits = |n: i64| n == i64::from(IGNORE) || (0..vocab_size as i64).contains(&n);
         let what = format!("-100 or from 0 to {} (vocab_size)", vocab_size.saturating_sub(1));
         let Some(rows) = self.matrix("labels", fits, &what)? else { return Ok(None) };
@@ -336,9 +351,13 @@ impl PaddedBatch {
                 return Err(self.bad(format!("labels[{r}][{c}]"), row[c].to_string(), expected));
             }
             let labels = row[real.clone()].iter().map(|&n| n as i32);
-            match task {
-                Task::CausalLm => out.extend(labels.skip(1).chain([IGNORE])),
-                _ => out.extend(labels),
+            match side {
+                Side::Next => out.extend(labels.skip(1).chain([IGNORE])),
+                Side::Before => {
+                    let count = labels.len().saturating_sub(1);
+                    out.extend(std::iter::once(IGNORE).take(labels.len()).chain(labels.take(count)));
+                }
+                Side::Here => out.extend(labels),
             }
         }
         if out.iter().all(|&t| t == IGNORE) {
@@ -364,6 +383,17 @@ impl PaddedBatch {
         }
         Ok(labels.map(|l| l.iter().map(|&n| n as i32).collect()))
     }
+}
+
+/// Which label a token predicts.
+#[derive(Clone, Copy)]
+enum Side {
+    /// Its own.
+    Here,
+    /// That of the token behind it.
+    Next,
+    /// That of the token before it.
+    Before,
 }
 
 fn bad(file: &JsonFile, field: impl Into<String>, found: impl Into<String>, expected: impl Into<String>) -> Error {

@@ -9,7 +9,7 @@ use batch::Ragged;
 use candle_core::{DType, Device, Tensor};
 use genus_models::{Encoded, Input, Model, Task};
 use genus_nn::{ClassTargets, Hidden};
-use genus_ops::{IGNORE, Path, Precision, Tape, Value, gather_rows, join_rows, weighted_sum};
+use genus_ops::{IGNORE, Path, Precision, Tape, Value, columns, gather_rows, join_rows, weighted_sum};
 use std::ops::Range;
 
 /// What to compute beside the task's outputs.
@@ -171,6 +171,9 @@ impl Outputs<'_> {
     fn heads(&mut self, tape: &Tape, model: &Model, hidden: &Hidden, ragged: &Ragged) -> Result<Option<Value>> {
         let (task, x, spans) = (model.task(), &hidden.last, &ragged.input.spans);
         let mut losses = Vec::new();
+        if task == Task::BidirectionalLm {
+            return self.both_directions(tape, model, x, ragged);
+        }
         if task.predicts_tokens() {
             let head = model.lm_head()?;
             let name = if task == Task::Pretraining { "prediction_logits" } else { "logits" };
@@ -217,6 +220,26 @@ impl Outputs<'_> {
         match losses.as_slice() {
             [loss] if wanted == 1 => Ok(Some(loss.clone())),
             [a, b] if wanted == 2 => Ok(Some(weighted_sum(tape, &[(a, 1.0), (b, 1.0)])?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The predictions of both directions, and the mean loss over all of them.
+    fn both_directions(&mut self, tape: &Tape, model: &Model, x: &Value, ragged: &Ragged) -> Result<Option<Value>> {
+        let (head, d) = (model.lm_head()?, model.spec().d_model);
+        let targets = [&ragged.token_labels, &ragged.before_labels];
+        let count = targets.iter().flat_map(|t| t.iter().flatten()).filter(|&&t| t != IGNORE).count();
+        let mut losses = Vec::new();
+        for (i, (name, targets)) in ["forward_logits", "backward_logits"].into_iter().zip(targets).enumerate() {
+            let half = columns(tape, x, i * d, d)?;
+            let logits = head.logits(&self.plain(), &Value::constant(half.tensor().clone()))?;
+            self.tokens(name.into(), &logits)?;
+            if let Some(targets) = targets {
+                losses.push(head.loss(tape, &half, targets, 1.0 / count.max(1) as f64, 0.0)?);
+            }
+        }
+        match losses.as_slice() {
+            [a, b] => Ok(Some(weighted_sum(tape, &[(a, 1.0), (b, 1.0)])?)),
             _ => Ok(None),
         }
     }

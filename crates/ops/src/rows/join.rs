@@ -1,4 +1,4 @@
-//! Rows of two matrices as one, and a row added to all.
+//! Matrices joined by rows or columns, and a row added to all.
 
 use super::{cpu, matrix};
 use crate::array::{tensor, uninit, with_slice, with_slices};
@@ -75,6 +75,58 @@ pub fn add_row(tape: &Tape, x: &Value, b: &Value) -> Result<Value> {
     }
     let [y] = tape.composed(&[x, b], |t| Ok([t[0].broadcast_add(&t[1].reshape((1, d))?)?]))?;
     Ok(y)
+}
+
+/// Matrices of as many rows side by side.
+///
+/// # Errors
+/// When there is none or numbers of rows differ.
+pub fn beside(tape: &Tape, parts: &[&Value]) -> Result<Value> {
+    const OP: &str = "beside";
+    let Some(first) = parts.first() else { return Err(Error::value(OP, "parts", 0, "at least one")) };
+    let (n, _) = matrix(OP, "part", first)?;
+    let mut widths = Vec::with_capacity(parts.len());
+    for part in parts {
+        let (rows, width) = matrix(OP, "part", part)?;
+        if rows != n {
+            return Err(Error::shape(OP, "part", part.dims(), format!("[{n}, d]")));
+        }
+        widths.push(width);
+    }
+    if !parts.iter().all(|p| tape.kernel(p.tensor())) {
+        let [y] = tape.composed(parts, |t| Ok([Tensor::cat(t, 1)?]))?;
+        return Ok(y);
+    }
+    let wide: usize = widths.iter().sum();
+    let mut y = uninit(n * wide);
+    let mut from = 0;
+    for (part, &width) in parts.iter().zip(&widths) {
+        with_slice(part.tensor(), |x| {
+            for (y, x) in y.chunks_mut(wide.max(1)).zip(x.chunks(width.max(1))) {
+                y[from..from + width].copy_from_slice(x);
+            }
+        })?;
+        from += width;
+    }
+    let targets: Vec<_> = parts.iter().map(|p| p.target()).collect();
+    Ok(tape.push(parts, tensor(y, &[n, wide])?, move |g, grads| {
+        let mut from = 0;
+        for (target, &width) in targets.iter().zip(&widths) {
+            with_slice(&g, |g| {
+                grads.write(target, &[n, width], |dx, add| {
+                    for (dx, g) in dx.chunks_mut(width.max(1)).zip(g.chunks(wide.max(1))) {
+                        let g = &g[from..from + width];
+                        match add {
+                            true => dx.iter_mut().zip(g).for_each(|(x, g)| *x += g),
+                            false => dx.copy_from_slice(g),
+                        }
+                    }
+                })
+            })??;
+            from += width;
+        }
+        Ok(())
+    }))
 }
 
 /// Columns `from .. from + width` of `x`.

@@ -4,7 +4,7 @@ pub(crate) mod cpu;
 pub(crate) mod definition;
 mod join;
 
-pub use join::{add_row, columns, join_rows, reshape};
+pub use join::{add_row, beside, columns, join_rows, reshape};
 
 use crate::array::{on_kernel, tensor, uninit, with_slice};
 use crate::linear::matrix;

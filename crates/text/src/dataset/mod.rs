@@ -88,6 +88,18 @@ impl Batch {
         self.examples += 1;
     }
 
+    /// The token before each one in its span, -100 for the first.
+    pub fn tokens_before(&self) -> Vec<i32> {
+        let mut before = Vec::with_capacity(self.ids.len());
+        let mut start = 0;
+        for &n in self.spans.iter().filter(|n| **n > 0) {
+            before.push(-100);
+            before.extend(self.ids[start..start + n - 1].iter().map(|&id| id as i32));
+            start += n;
+        }
+        before
+    }
+
     /// Number of places with a label.
     pub fn targets(&self) -> usize {
         self.labels.iter().filter(|&&l| l >= 0).count()
