@@ -352,6 +352,12 @@ fn characters() {
             Ok(vec![convolve_max(t, &x[0], &x[1], &x[2], length)?])
         });
     }
+    // Equal windows: the gradient goes to the first.
+    let ids: Vec<u32> = (0..21).map(|i| [0, 0, 1][i as usize % 3]).collect();
+    check("convolve with equal windows", false, &[&[2, 3], &[8, 3], &[8]], &|t, x| {
+        let x = [&gather_rows(t, &x[0], &ids)?, &x[1], &x[2]].map(Clone::clone);
+        Ok(vec![convolve_max(t, &x[0], &x[1], &x[2], 7)?])
+    });
     check("highway", false, &[&[6, 5], &[6, 10]], &|t, x| Ok(vec![highway(t, &x[0], &x[1])?]));
     check("scalar mix", false, &[&[6, 5], &[6, 5], &[2], &[1]], &|t, x| {
         Ok(vec![scalar_mix(t, &[&x[0], &x[1]], &x[2], &x[3])?])
