@@ -3,8 +3,8 @@
 
 use genus_infer::{Engine, GenerateOptions, Request, Sampling, StreamOptions, score_continuations, score_stream};
 use genus_models::{Dimensions, Encoded, Family, Input, LoadOptions, Model, SequenceCache, Task, families};
-use genus_nn::{Attend, Bands, Encoder, Memory, Vocabulary};
-use genus_ops::{IGNORE, Level, Precision, Tape, Value, pool, to_vec, with_level};
+use genus_nn::{Attend, Bands, CellOutput, Directions, Encoder, Memory, Mixing, Vocabulary};
+use genus_ops::{IGNORE, Level, Precision, Tape, Value, columns, pool, to_vec, weighted_sum, with_level};
 
 /// A small model with odd sizes of every member and task: heads 12 wide, 101 tokens.
 fn models() -> Vec<Model> {
@@ -15,6 +15,10 @@ fn small(family: &'static Family, task: Task, seed: u64) -> Model {
     let spec = (family.presets[0].spec)();
     let [n_layers, d_model, n_heads, d_ff, vocab_size, n_ctx] = [2, 36, 3, 50, 101, 70].map(Some);
     let memory = (spec.memory != Memory::None).then_some(7);
+    let d_ff = match spec.mixing {
+        Mixing::Recurrent { output: CellOutput::Cells, .. } => d_model,
+        _ => d_ff,
+    };
     let mut spec = Dimensions { n_layers, d_model, n_heads, d_ff, vocab_size, n_ctx, memory }.apply(spec).unwrap();
     if let Memory::Carried { length } = spec.memory {
         // Every token sees as many, wherever segments end; and groups of tokens.
@@ -24,6 +28,9 @@ fn small(family: &'static Family, task: Task, seed: u64) -> Model {
     } else if let Bands::Local { window, .. } = &mut spec.bands {
         *window = 5;
     }
+    if let Vocabulary::Characters(c) = &mut spec.vocabulary {
+        (c.filters, c.length) = (vec![(1, 5), (3, 20), (4, 9)], 12);
+    }
     if let Encoder::Layers { n_layers, n_heads, d_ff } = &mut spec.encoder {
         (*n_layers, *n_heads, *d_ff) = (1, 2, 30);
     }
@@ -32,7 +39,11 @@ fn small(family: &'static Family, task: Task, seed: u64) -> Model {
         model.set_config_field("decoder_start_token_id", 3.into());
     }
     // Weights far from their beginnings, so that attention and predictions are far from uniform; no bias is zero.
-    for (i, p) in model.params().iter().enumerate() {
+    if let Vocabulary::Characters(c) = &model.spec().vocabulary {
+        let of = |i: usize| (genus_ops::rng::mix64(i as u64) % 261) as u32;
+        model.set_spellings(&(0..101 * c.length).map(of).collect::<Vec<_>>()).unwrap();
+    }
+    for (i, p) in model.params().iter().enumerate().filter(|p| !model.is_buffer(p.1)) {
         let t = p.tensor();
         let noise: Vec<f32> = (0..t.elem_count() as u64)
             .map(|j| (genus_ops::rng::mix64((i as u64) << 32 | j) >> 40) as f32 / (1 << 24) as f32 - 0.5)
@@ -81,7 +92,12 @@ fn outputs(model: &Model, sequences: &[Vec<u32>], precision: Precision) -> Vec<V
     let hidden = hidden(model, &tape, sequences);
     let mut parts = vec![to_vec(hidden.tensor()).unwrap()];
     if let Ok(head) = model.lm_head() {
-        parts.push(to_vec(head.logits(&tape, &hidden).unwrap().tensor()).unwrap());
+        let d = model.spec().d_model;
+        // One direction's half after the other.
+        for from in (0..model.spec().d_hidden()).step_by(d) {
+            let half = columns(&tape, &hidden, from, d).unwrap();
+            parts.push(to_vec(head.logits(&tape, &half).unwrap().tensor()).unwrap());
+        }
     }
     let n = input.ids.len();
     input
@@ -184,7 +200,7 @@ fn cached_is_uncached() {
 
 fn cached(precision: Precision) {
     let all = sequences();
-    for model in models().iter().filter(|m| m.spec().attend == Attend::Past) {
+    for model in models().iter().filter(|m| m.spec().sees_past_only()) {
         let whole = outputs(model, &all, precision);
         let (d, v) = (model.spec().d_model, if model.lm_head().is_ok() { 101 } else { 0 });
         // Read in unequal pieces, the sequences out of step with each other.
@@ -240,13 +256,19 @@ fn the_future_is_not_seen() {
             s[n - 1] = (s[n - 1] + 50) % 101;
         }
         let (a, b) = (outputs(&model, &all, Precision::F32), outputs(&model, &changed, Precision::F32));
-        let d = model.spec().d_model;
+        let (d, half) = (model.spec().d_hidden(), model.spec().d_model);
         for (i, s) in all.iter().enumerate() {
             let before = (s.len() - 1) * d;
             let what = format!("{} sequence {i}", name(&model));
-            match model.spec().attend {
-                Attend::Past => same_bits(&a[i][..before], &b[i][..before], &what),
-                Attend::All => assert!(s.len() == 1 || a[i][..d] != b[i][..d], "{what}: an encoder sees all"),
+            match (model.spec().attend, model.spec().directions) {
+                (Attend::Past, Directions::One) => same_bits(&a[i][..before], &b[i][..before], &what),
+                (Attend::Past, Directions::Both) => {
+                    for (a, b) in a[i][..before].chunks(d).zip(b[i][..before].chunks(d)) {
+                        same_bits(&a[..half], &b[..half], &what);
+                        assert_ne!(a[half..], b[half..], "{what}: the second direction comes from the end");
+                    }
+                }
+                (Attend::All, _) => assert!(s.len() == 1 || a[i][..d] != b[i][..d], "{what}: an encoder sees all"),
             }
             assert_ne!(a[i][before..before + d], b[i][before..before + d], "{what}");
         }
@@ -260,7 +282,13 @@ fn gradients(model: &Model, sequences: &[Vec<u32>], precision: Precision) -> Vec
     let hidden = hidden(model, &tape, sequences);
     let targets: Vec<i32> =
         input.ids.iter().enumerate().map(|(i, &id)| if i % 3 == 1 { IGNORE } else { id as i32 }).collect();
-    let loss = model.lm_head().unwrap().loss(&tape, &hidden, &targets, 0.01, 0.0).unwrap();
+    let d = model.spec().d_model;
+    let of = |from: usize| {
+        let half = columns(&tape, &hidden, from, d).unwrap();
+        model.lm_head().unwrap().loss(&tape, &half, &targets, 0.01, 0.0).unwrap()
+    };
+    let losses: Vec<Value> = (0..model.spec().d_hidden()).step_by(d).map(of).collect();
+    let loss = weighted_sum(&tape, &losses.iter().map(|l| (l, 1.0)).collect::<Vec<_>>()).unwrap();
     let mut all = vec![("loss".to_owned(), to_vec(loss.tensor()).unwrap())];
     model.params().iter().for_each(|p| p.clear_grad());
     tape.backward(&loss).unwrap();
@@ -488,7 +516,7 @@ fn ends_are_rows_of_the_whole() {
 
 fn ends(precision: Precision) {
     let all: Vec<Vec<u32>> = sequences().into_iter().map(|s| s[..s.len().min(60)].to_vec()).collect();
-    for model in models().iter().filter(|m| m.spec().attend == Attend::Past) {
+    for model in models().iter().filter(|m| m.spec().sees_past_only()) {
         let tape = Tape::inference().with_precision(precision);
         let new = || caches(model, &tape, &all);
         let (mut whole, mut some) = (new(), new());

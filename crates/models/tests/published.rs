@@ -27,6 +27,14 @@ fn parameter_counts_are_exact() {
         ("gpt3-1.3b", Task::CausalLm, 1_517_123_584),
         ("gpt3-2.7b", Task::CausalLm, 2_651_553_280),
         ("gpt3-6.7b", Task::CausalLm, 6_658_404_352),
+        // Published in round numbers: 93.6, 28.0 and 13.6 million, the output over words not counted.
+        ("elmo-original", Task::Base, 93_600_848),
+        ("elmo-medium", Task::Base, 28_027_728),
+        ("elmo-small", Task::Base, 13_593_296),
+        // A table, and for each of two layers in two directions 8 d^2 weights and 4 d biases.
+        ("bilstm", Task::Base, 30_522 * 512 + 4 * (8 * 512 * 512 + 4 * 512)),
+        // GPT, and its layers once more.
+        ("bi-transformer", Task::BidirectionalLm, 116_534_784 + 12 * (12 * 768 * 768 + 13 * 768)),
         // The definition has 63,045,632 and 214,171,648; Marian's form adds the biases of attention.
         ("transformer-base", Task::Seq2SeqLm, 63_045_632 + 72 * 512),
         ("transformer-big", Task::Seq2SeqLm, 214_171_648 + 72 * 1024),

@@ -1,5 +1,6 @@
 //! Functions of every element, and ways of mixing matrices of one shape.
 
+use crate::activation::sigmoid;
 use crate::linear::matrix;
 use crate::{Activation, Error, Result, Tape, Tensor, Value};
 
@@ -28,7 +29,7 @@ pub fn highway(tape: &Tape, x: &Value, mapped: &Value) -> Result<Value> {
     }
     let [y] = tape.composed(&[x, mapped], |t| {
         let h = t[1].narrow(1, 0, d)?.relu()?;
-        let gate = (t[1].narrow(1, d, d)?.neg()?.exp()? + 1.0)?.recip()?;
+        let gate = sigmoid(&t[1].narrow(1, d, d)?)?;
         // g x + h - g h
         Ok([gate.mul(&t[0].sub(&h)?)?.add(&h)?])
     })?;

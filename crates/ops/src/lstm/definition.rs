@@ -2,12 +2,8 @@
 
 use super::Lstm;
 use super::cpu::Steps;
+use crate::activation::sigmoid;
 use crate::{Activation, Layout, Result, Tape, Tensor, Value, gather_rows, linear};
-
-/// `tanh`, by exponentials.
-fn sigmoid(x: &Tensor) -> Result<Tensor> {
-    Ok((x.neg()?.exp()? + 1.0)?.recip()?)
-}
 
 fn clipped(x: Tensor, clip: Option<f32>) -> Result<Tensor> {
     match clip {
