@@ -640,3 +640,30 @@ fn bidirectional_ten_steps() -> Result<()> {
     }
     Ok(())
 }
+
+/// Options, weights in HDF5 and a list of words, as ELMo's authors published it, turned into a model folder.
+#[test]
+fn elmo_as_published() -> Result<()> {
+    let (folder, case) = (parity("elmo-published"), "elmo-published");
+    let tokenizer = genus_text::Tokenizer::from_words(folder.join("words.txt"))?;
+    let (options, weights) = (folder.join("tiny_options.json"), folder.join("tiny_weights.hdf5"));
+    let model = Model::import_elmo(&options, &weights, tokenizer.vocab_size())?;
+    model.set_spellings(&genus_text::spellings(&tokenizer, tokenizer.vocab_size(), 9))?;
+    let written = tempfile::tempdir()?;
+    model.save(written.path(), &Default::default())?;
+    let expected = tensors(format!("{case}/expected.safetensors"))?;
+    for precision in [Precision::Exact, Precision::Working] {
+        let model = Model::load(written.path(), &precision.options())?.model;
+        let batch = Ragged::new(json(format!("{case}/batch.json"))?);
+        let (got, _) = forward(&model, &batch, &Tape::inference())?;
+        assert_eq!(got.keys().collect::<BTreeSet<_>>(), expected.keys().collect::<BTreeSet<_>>());
+        let mut comparison = Comparison::new(case, precision)?;
+        for (name, got) in got {
+            comparison.check(&name, got, numbers(&expected[&name])?, |_| 0.0);
+        }
+        comparison.finish();
+    }
+    let wrong = Model::import_elmo(&options, &folder.join("words.txt"), 101).unwrap_err().to_string();
+    assert!(wrong.contains("words.txt") && wrong.contains("an HDF5 file"), "{wrong}");
+    Ok(())
+}

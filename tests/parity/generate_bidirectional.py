@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import generate as g
+import h5py
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -105,7 +106,7 @@ class BiLstm(Bidirectional):
 class Elmo(Bidirectional):
     FILTERS = [(1, 4), (2, 6), (5, 8)]
 
-    def __init__(self, vocab, d, cells, layers, clips):
+    def __init__(self, vocab, d, cells, layers, clips, alphabet=CHARACTERS):
         super().__init__()
         wide, c = sum(n for _, n in self.FILTERS), 4
         self.clips, self.d, self.h = clips, d, cells
@@ -113,8 +114,8 @@ class Elmo(Bidirectional):
             model_type="elmo", n_tokens_vocab=vocab, dropout=0.0, bidirectional=True, initializer_range=0.02,
             lstm=dict(dim=cells, projection_dim=d, n_layers=layers, use_skip_connections=True, cell_clip=clips[0], proj_clip=clips[1]),
             char_cnn=dict(activation="relu", embedding=dict(dim=c), filters=self.FILTERS, n_highway=2,
-                          n_characters=CHARACTERS, max_characters_per_token=LENGTH))
-        self.characters = nn.Embedding(CHARACTERS, c)
+                          n_characters=alphabet, max_characters_per_token=LENGTH))
+        self.characters = nn.Embedding(alphabet, c)
         self.convolutions = nn.ModuleList(nn.Conv1d(c, n, width) for width, n in self.FILTERS)
         self.highways = nn.ModuleList(nn.Linear(wide, 2 * wide) for _ in range(2))
         self.projection = nn.Linear(wide, d)
@@ -182,6 +183,40 @@ class Elmo(Bidirectional):
 
     def buffers_on_disk(self):
         return {"token_embedder.spellings": (self.spellings - SHIFT).float()}
+
+
+def spelled(word):
+    """As ELMo: bytes between marks; the sentence's ends are characters of their own."""
+    marks = {"</S>": [257], "<S>": [256]}
+    inside = marks.get(word, list(word.encode()))[:LENGTH - 2]
+    return ([258] + inside + [259] + [260] * LENGTH)[:LENGTH]
+
+
+def publish(model, path):
+    """Weights as the authors' TensorFlow program writes them."""
+    with h5py.File(path, "w") as f:
+        put = lambda name, t: f.create_dataset(name, data=t.detach().numpy(), dtype="float32")
+        put("char_embed", model.characters.weight)
+        for i, conv in enumerate(model.convolutions):
+            put(f"CNN/W_cnn_{i}", conv.weight.permute(2, 1, 0)[None])  # [1, width, d, n]
+            put(f"CNN/b_cnn_{i}", conv.bias)
+        for i, highway in enumerate(model.highways):
+            (new, gate), (b_new, b_gate) = highway.weight.chunk(2), highway.bias.chunk(2)
+            put(f"CNN_high_{i}/W_transform", new.T)
+            put(f"CNN_high_{i}/b_transform", b_new)
+            put(f"CNN_high_{i}/W_carry", -gate.T)
+            put(f"CNN_high_{i}/b_carry", -b_gate)
+        put("CNN_proj/W_proj", model.projection.weight.T)
+        put("CNN_proj/b_proj", model.projection.bias)
+        theirs = lambda t: torch.cat([t.chunk(4)[k] for k in (0, 2, 1, 3)])  # input, new, forget, output
+        for direction in range(2):
+            for i, lstm in enumerate(model.cells[direction]):
+                cell = f"RNN_{direction}/RNN/MultiRNNCell/Cell{i}/LSTMCell/"
+                put(cell + "W_0", torch.cat([theirs(lstm.weight_ih_l0), theirs(lstm.weight_hh_l0)], 1).T)
+                bias = theirs(lstm.bias_ih_l0).clone()
+                bias[2 * model.h:3 * model.h] -= 1.0  # added when the program runs
+                put(cell + "B", bias)
+                put(cell + "W_P_0", lstm.weight_hr_l0.T)
 
 
 class BiTransformer(Bidirectional):
@@ -330,6 +365,21 @@ def generate_all(root):
     # Without bounds, as PyTorch's own.
     model = randomised(Elmo(VOCAB, 10, 26, 2, (None, None)), 104)
     w.bi("elmo-without-bounds", model, "ElmoForBidirectionalLM", make_batch(160, [6, 3]))
+    # As its authors published it.
+    model = randomised(Elmo(VOCAB, 10, 26, 2, (0.3, 0.25), alphabet=261), 105)
+    words = ["</S>", "<S>", "<UNK>"] + [f"w{i}" if i % 3 else f"wörter{i}" for i in range(VOCAB - 3)]
+    model.spellings = torch.tensor([spelled(word) for word in words])
+    path = w.folder("elmo-published")
+    options = {k: model.config[k] for k in ("lstm", "char_cnn", "bidirectional")} | {"n_tokens_vocab": VOCAB}
+    options["char_cnn"] = options["char_cnn"] | {"n_characters": 262}
+    g.dump(path / "tiny_options.json", options)
+    publish(model, path / "tiny_weights.hdf5")
+    (path / "words.txt").write_text("".join(f"{word}\n" for word in words))
+    batch = make_batch(170, [6, 3, 1], labels=False)
+    g.dump(path / "batch.json", batch)
+    expected, exact = results(model, batch, True), results(model.double(), batch, True)
+    save_file(expected, path / "expected.safetensors")
+    w.tolerances["elmo-published"] = g.deviations(expected, exact)
     (root / "tolerances-bidirectional.json").write_text(g.tolerances_text(w.tolerances))
 
 

@@ -14,6 +14,7 @@ pub mod atomic;
 pub mod config;
 mod dtype;
 mod error;
+mod hdf5;
 pub mod hub;
 mod lock;
 mod mapped;
@@ -26,6 +27,7 @@ mod write;
 
 pub use dtype::Dtype;
 pub use error::{Error, Result};
+pub use hdf5::Hdf5;
 pub use lock::{LOCK_FILE, RunLock};
 pub use safetensors::MAX_HEADER;
 pub use weights::{FILE_NAMES, TensorInfo, Weights};

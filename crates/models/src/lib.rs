@@ -10,6 +10,7 @@ pub mod budget;
 mod config;
 mod distilbert;
 mod elmo;
+mod elmo_weights;
 mod error;
 mod flops;
 mod gpt;

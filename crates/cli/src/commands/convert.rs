@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::{Dtype, Weights, WriteOptions, atomic, copy_weights};
+use genus_models::Model;
+use genus_models::nn::Vocabulary;
+use genus_text::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::Context;
@@ -42,6 +45,10 @@ pub(crate) struct Convert {
     /// Start a new file where one would exceed this size.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "5GB")]
     max_shard_size: u64,
+    /// The words of an ELMo as its authors published it (options and weights in HDF5), one a line. Other words are read by their
+    /// characters all the same.
+    #[arg(long, value_name = "FILE")]
+    vocabulary: Option<PathBuf>,
 }
 
 /// Files that belong to a model besides its weights.
@@ -76,14 +83,16 @@ impl Convert {
         context.global()?;
         let folder = model_folder(&self.model)?;
         check_output(&folder, &self.output)?;
+        if let Some(published) = published_elmo(&folder)? {
+            let copied = self.import(&published)?;
+            return self.report(context, self.written_as(Dtype::F32), &copied);
+        }
+        if self.vocabulary.is_some() {
+            bail!("{}: --vocabulary belongs to an ELMo in HDF5, and there is none here", folder.display());
+        }
         let config = JsonFile::open(folder.join("config.json"))?;
         let weights = Weights::open(&folder)?;
-        let dtype = match self.dtype {
-            Some(Float::F32) => Dtype::F32,
-            Some(Float::F16) => Dtype::F16,
-            Some(Float::Bf16) => Dtype::BF16,
-            None => prevailing(&weights),
-        };
+        let dtype = self.written_as(prevailing(&weights));
         let names: Vec<(String, String)> = weights.names().map(|n| (n.to_owned(), n.to_owned())).collect();
         let options = WriteOptions { dtype, max_shard_bytes: Some(self.max_shard_size), ..WriteOptions::default() };
         let mut progress = Progress::new("converting", None);
@@ -95,6 +104,49 @@ impl Convert {
         })?;
         progress.finish();
         self.report(context, dtype, &copied)
+    }
+
+    fn written_as(&self, otherwise: Dtype) -> Dtype {
+        match self.dtype {
+            Some(Float::F32) => Dtype::F32,
+            Some(Float::F16) => Dtype::F16,
+            Some(Float::Bf16) => Dtype::BF16,
+            None => otherwise,
+        }
+    }
+
+    /// Writes a model folder of a published ELMo.
+    fn import(&self, [options, weights]: &[PathBuf; 2]) -> anyhow::Result<Vec<PathBuf>> {
+        let Some(vocabulary) = &self.vocabulary else {
+            bail!("{}: an ELMo in HDF5 has no words; give them with --vocabulary FILE, one a line", weights.display());
+        };
+        let tokenizer = Tokenizer::from_words(vocabulary)?;
+        let model = Model::import_elmo(options, weights, tokenizer.vocab_size())?;
+        if let Vocabulary::Characters(c) = &model.spec().vocabulary {
+            model.set_spellings(&genus_text::spellings(&tokenizer, tokenizer.vocab_size(), c.length))?;
+        }
+        let options = WriteOptions {
+            dtype: self.written_as(Dtype::F32),
+            max_shard_bytes: Some(self.max_shard_size),
+            ..WriteOptions::default()
+        };
+        let mut failure = None;
+        let written = atomic::atomic_folder(&self.output, |tmp| {
+            let filled = model.save(tmp, &options).map_err(anyhow::Error::from);
+            let filled = filled.and_then(|()| Ok(tokenizer.save(tmp, None)?));
+            filled.map_err(|e| {
+                let found = e.to_string();
+                failure = Some(e);
+                genus_checkpoint::Error::Argument { what: "folder".into(), found, expected: "no error".into() }
+            })
+        });
+        match failure {
+            Some(e) => Err(e),
+            None => {
+                written?;
+                Ok(Vec::new())
+            }
+        }
     }
 
     fn report(&self, context: &Context, dtype: Dtype, copied: &[PathBuf]) -> anyhow::Result<()> {
@@ -130,6 +182,30 @@ impl Convert {
         }
         writeln!(out, "written to {}", self.output.display())?;
         Ok(())
+    }
+}
+
+/// Options and weights of an ELMo as its authors published it: a folder without `config.json` that holds one of each.
+fn published_elmo(folder: &Path) -> anyhow::Result<Option<[PathBuf; 2]>> {
+    if folder.join("config.json").exists() {
+        return Ok(None);
+    }
+    let mut found: [Vec<PathBuf>; 2] = Default::default();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is = [name.ends_with("options.json"), name.ends_with(".hdf5") || name.ends_with(".h5")];
+        found.iter_mut().zip(is).filter(|f| f.1).for_each(|f| f.0.push(path.clone()));
+    }
+    match found.each_ref().map(Vec::as_slice) {
+        [_, []] => Ok(None),
+        [[options], [weights]] => Ok(Some([options.clone(), weights.clone()])),
+        [options, weights] => bail!(
+            "{}: found {} files named *options.json and {} in HDF5, expected one of each",
+            folder.display(),
+            options.len(),
+            weights.len()
+        ),
     }
 }
 

@@ -8,6 +8,7 @@ mod spec;
 mod stream;
 mod train;
 mod unigram;
+mod words;
 
 pub use spec::TokenizerSpec;
 pub use stream::StreamDecoder;

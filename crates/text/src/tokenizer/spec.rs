@@ -5,7 +5,8 @@ use crate::error::TextError;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where a tokenizer comes from: `FOLDER`, `train:bpe:8000`, `train:wordpiece:8000`, `train:unigram:8000` or `bytes`.
+/// Where a tokenizer comes from: `FOLDER`, `train:bpe:8000`, `train:wordpiece:8000`, `train:words:8000`,
+/// `train:unigram:8000` or `bytes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenizerSpec {
     /// A folder with a tokenizer (a model folder too). `./bytes` names a folder called `bytes`.
@@ -40,8 +41,9 @@ impl FromStr for TokenizerSpec {
         let kind = match kind {
             "bpe" => TrainKind::Bpe,
             "wordpiece" => TrainKind::WordPiece,
+            "words" => TrainKind::Words,
             "unigram" => TrainKind::Unigram,
-            other => return Err(error(format!("unknown kind \"{other}\"; expected bpe, wordpiece or unigram"))),
+            other => return Err(error(format!("unknown kind \"{other}\"; expected bpe, wordpiece, words or unigram"))),
         };
         let vocab_size = size.parse().map_err(|_| error(format!("size \"{size}\" is not a whole number")))?;
         if vocab_size < kind.least_size() {

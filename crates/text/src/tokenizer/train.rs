@@ -32,6 +32,8 @@ pub enum TrainKind {
     Bpe,
     /// WordPiece (BERT), with `[PAD] [UNK] [CLS] [SEP] [MASK]`.
     WordPiece,
+    /// Whole words (ELMo), the most frequent ones, with `</S> <S> <UNK>`.
+    Words,
     /// Unigram language model over NFKC text with `▁` for spaces, with `<pad> </s> <unk>`.
     Unigram,
 }
@@ -41,6 +43,7 @@ impl TrainKind {
         match self {
             TrainKind::Bpe => 257,
             TrainKind::WordPiece => 32,
+            TrainKind::Words => super::words::SPECIAL.len() + 1,
             TrainKind::Unigram => 32,
         }
     }
@@ -51,6 +54,7 @@ impl std::fmt::Display for TrainKind {
         f.write_str(match self {
             TrainKind::Bpe => "bpe",
             TrainKind::WordPiece => "wordpiece",
+            TrainKind::Words => "words",
             TrainKind::Unigram => "unigram",
         })
     }
@@ -122,6 +126,7 @@ impl Tokenizer {
         let tokenizer = match options.kind {
             TrainKind::Bpe => bpe(options, &mut reader),
             TrainKind::WordPiece => word_piece(options, &mut reader),
+            TrainKind::Words => words(options, &mut reader),
             TrainKind::Unigram => unigram(options, &mut reader),
         };
         match reader.error {
@@ -325,7 +330,44 @@ fn unigram(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Prog
     let (Some(normalizer), Some(pre)) = (frame.get_normalizer(), frame.get_pre_tokenizer()) else {
         return Err(TextError::library("the Unigram frame has no pre-tokenizer"));
     };
-    // Words in order, so that sums over them have one order; a batch of pieces at a time, counted in parallel.
+    let words = count_words(reader, normalizer, pre)?;
+    reader.learning()?;
+    let size = options.vocab_size - UNIGRAM.len();
+    let pieces = super::unigram::learn(words, size);
+    if pieces.is_empty() {
+        return Err(TextError::NoText { names: vec!["the training documents".into()] });
+    }
+    let mut vocab: Vec<Value> = UNIGRAM.iter().map(|t| json!([t, 0.0])).collect();
+    vocab.extend(pieces.into_iter().map(|(t, s)| json!([t, s])));
+    value["model"]["vocab"] = json!(vocab);
+    value["model"]["unk_id"] = json!(2);
+    value["added_tokens"] = UNIGRAM.iter().enumerate().map(|(i, t)| added_token(i as u64, t)).collect();
+    let library = from_value(&value).map_err(TextError::library)?;
+    let special = SpecialTokens { pad: Some(0), eos: Some(1), unk: Some(2), ..SpecialTokens::default() };
+    Tokenizer::assemble(library, special, None)
+}
+
+/// The most frequent words; of equally frequent ones those that come first in the alphabet.
+fn words(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Progress>) -> Result<Tokenizer> {
+    let frame = super::words::frame()?;
+    let pre = frame.get_pre_tokenizer().ok_or_else(|| TextError::library("words without a pre-tokenizer"))?;
+    let counts =
+        count_words(reader, &tokenizers::normalizers::NormalizerWrapper::from(tokenizers::normalizers::NFC), pre)?;
+    reader.learning()?;
+    let mut counts: Vec<(String, u64)> = counts.into_iter().collect();
+    counts.sort_by_key(|c| std::cmp::Reverse(c.1));
+    let special = |word: &String| super::words::SPECIAL.contains(&word.as_str());
+    let most = options.vocab_size - super::words::SPECIAL.len();
+    super::words::tokenizer(counts.into_iter().map(|c| c.0).filter(|w| !special(w)).take(most))
+}
+
+/// How often each word occurs; in the order of the alphabet, so that sums over them have one order.
+fn count_words(
+    reader: &mut Reader<impl Documents, impl Progress>,
+    normalizer: &(impl tokenizers::Normalizer + Sync),
+    pre: &(impl PreTokenizer + Sync),
+) -> Result<BTreeMap<String, u64>> {
+    // A batch of pieces at a time, counted in parallel.
     let mut words: BTreeMap<String, u64> = BTreeMap::new();
     loop {
         let batch: Vec<String> = reader.by_ref().take(256).collect();
@@ -346,20 +388,7 @@ fn unigram(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Prog
             *words.entry(word).or_default() += n;
         }
     }
-    reader.learning()?;
-    let size = options.vocab_size - UNIGRAM.len();
-    let pieces = super::unigram::learn(words, size);
-    if pieces.is_empty() {
-        return Err(TextError::NoText { names: vec!["the training documents".into()] });
-    }
-    let mut vocab: Vec<Value> = UNIGRAM.iter().map(|t| json!([t, 0.0])).collect();
-    vocab.extend(pieces.into_iter().map(|(t, s)| json!([t, s])));
-    value["model"]["vocab"] = json!(vocab);
-    value["model"]["unk_id"] = json!(2);
-    value["added_tokens"] = UNIGRAM.iter().enumerate().map(|(i, t)| added_token(i as u64, t)).collect();
-    let library = from_value(&value).map_err(TextError::library)?;
-    let special = SpecialTokens { pad: Some(0), eos: Some(1), unk: Some(2), ..SpecialTokens::default() };
-    Tokenizer::assemble(library, special, None)
+    Ok(words)
 }
 
 fn unigram_json(vocab: Value, unk: usize) -> Value {
