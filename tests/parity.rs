@@ -295,6 +295,21 @@ fn forward(model: &Model, batch: &Ragged, tape: &Tape) -> Result<(Outputs, Optio
             terms.push(head.loss(tape, &pooled, ClassTargets::One(pairs), mean(pairs))?);
         }
     }
+    if task == Task::ReplacedToken {
+        let head = model.detector()?;
+        out.insert("logits".into(), padded(head.logits(tape, &hidden.last)?.tensor())?);
+        if let Some(labels) = &batch.labels {
+            let replaced: Vec<f32> = labels.iter().map(|&l| l as f32).collect();
+            terms.push(head.loss(tape, &hidden.last, &replaced, mean(labels))?);
+        }
+    }
+    if task == Task::TokenClassification {
+        let (head, x) = (model.classifier()?, model.tokens(tape, &hidden.last)?);
+        out.insert("logits".into(), padded(head.logits(tape, &x)?.tensor())?);
+        if let Some(labels) = &batch.labels {
+            terms.push(head.loss(tape, &x, ClassTargets::One(labels), mean(labels))?);
+        }
+    }
     let loss = match terms.as_slice() {
         [] => None,
         terms => Some(weighted_sum(tape, &terms.iter().map(|t| (t, 1.0)).collect::<Vec<_>>())?),
@@ -467,6 +482,16 @@ cases! {
     distilbert_masked_lm: "distilbert-masked-lm", "";
     distilbert_padded_at_the_left: "distilbert-masked-lm", "-left";
     distilbert_base: "distilbert-base", "";
+    electra_discriminator: "electra-discriminator", "";
+    electra_discriminator_padded_at_the_left: "electra-discriminator", "-left";
+    electra_generator: "electra-generator", "";
+    electra_generator_padded_at_the_left: "electra-generator", "-left";
+    electra_base: "electra-base", "";
+    bert_tags: "bert-tags", "";
+    roberta_tags: "roberta-tags", "";
+    distilbert_tags: "distilbert-tags", "";
+    electra_tags: "electra-tags", "";
+    gpt2_tags: "gpt2-tags", "";
     marian_seq2seq: "marian-seq2seq", "";
     marian_base: "marian-base", "";
     xl_causal_lm: "xl-causal-lm", "";
@@ -625,7 +650,15 @@ fn gpt2_greedy_texts() -> Result<()> {
 
 #[test]
 fn relatives_ten_steps() -> Result<()> {
-    for case in ["gpt-causal-lm", "gpt-neo-causal-lm", "roberta-masked-lm", "distilbert-masked-lm", "marian-seq2seq"] {
+    for case in [
+        "gpt-causal-lm",
+        "gpt-neo-causal-lm",
+        "roberta-masked-lm",
+        "distilbert-masked-lm",
+        "electra-discriminator",
+        "electra-generator",
+        "marian-seq2seq",
+    ] {
         check_steps(case, Precision::Exact)?;
         check_steps(case, Precision::Working)?;
     }

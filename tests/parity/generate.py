@@ -45,13 +45,22 @@ from transformers import (
     BertForNextSentencePrediction,
     BertForPreTraining,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
     DistilBertModel,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    ElectraForSequenceClassification,
+    ElectraForTokenClassification,
+    ElectraModel,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
     GPT2LMHeadModel,
     GPT2Model,
     GPTNeoConfig,
@@ -68,6 +77,7 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
+    RobertaForTokenClassification,
     RobertaModel,
 )
 from transformers import logging as hf_logging
@@ -81,13 +91,16 @@ torch.use_deterministic_algorithms(True)
 VOCAB, POSITIONS = 101, 40
 
 CAUSAL = (GPT2LMHeadModel, OpenAIGPTLMHeadModel, GPTNeoForCausalLM)
-MASKED = (BertForMaskedLM, RobertaForMaskedLM, DistilBertForMaskedLM)
+MASKED = (BertForMaskedLM, RobertaForMaskedLM, DistilBertForMaskedLM, ElectraForMaskedLM)
 CLASSES = (BertForSequenceClassification, GPT2ForSequenceClassification, OpenAIGPTForSequenceClassification,
-           GPTNeoForSequenceClassification, RobertaForSequenceClassification, DistilBertForSequenceClassification)
+           GPTNeoForSequenceClassification, RobertaForSequenceClassification, DistilBertForSequenceClassification,
+           ElectraForSequenceClassification)
+TAGS = (BertForTokenClassification, RobertaForTokenClassification, DistilBertForTokenClassification,
+        ElectraForTokenClassification, GPT2ForTokenClassification)
 DECODERS = ("gpt2", "openai-gpt", "gpt_neo")
 PADDING_OF_MARIAN = 100  # the last id, so that others can be drawn below it
 # To the reference, this id is padding even where the mask says that it is real: its row of the table gets no gradient.
-PADDING = {"bert": 0, "roberta": 1, "distilbert": 0}
+PADDING = {"bert": 0, "roberta": 1, "distilbert": 0, "electra": 0}
 
 
 # ---------------------------------------------------------------- models
@@ -132,6 +145,14 @@ def distilbert_config(**changes):
     fields = dict(vocab_size=VOCAB, max_position_embeddings=POSITIONS, dim=24, n_heads=2, n_layers=2, hidden_dim=35,
                   dropout=0.0, attention_dropout=0.0, attn_implementation="eager")
     return DistilBertConfig(**{**fields, **changes})
+
+
+def electra_config(**changes):
+    """Tables are narrower than the stream."""
+    fields = dict(vocab_size=VOCAB, max_position_embeddings=POSITIONS, embedding_size=17, hidden_size=24,
+                  num_attention_heads=2, num_hidden_layers=2, intermediate_size=35, hidden_dropout_prob=0.0,
+                  attention_probs_dropout_prob=0.0, attn_implementation="eager")
+    return ElectraConfig(**{**fields, **changes})
 
 
 def marian_config(**changes):
@@ -183,7 +204,7 @@ def make_batch(seed, lengths, model_type, heads, keep_labels=0.8):
         "input_ids": torch.randint(least, VOCAB, (rows, width), generator=g).tolist(),
         "attention_mask": [[1] * n + [0] * (width - n) for n in lengths],
     }
-    if model_type == "bert":
+    if model_type in ("bert", "electra"):
         # the second segment starts somewhere inside the row; padded places hold 0 and 1 alike
         starts = [int(torch.randint(1, n + 1, (1,), generator=g)) for n in lengths]
         batch["token_type_ids"] = [[int(i >= s) for i in range(width)] for s in starts]
@@ -209,6 +230,17 @@ def sequence_batch(seed, lengths, model_type, labels, pad=None):
         batch["input_ids"] = [[id if real else pad for id, real in zip(ids, mask)]
                               for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
     return {**batch, "labels": labels}
+
+
+def token_batch(seed, lengths, model_type, classes, keep_labels=0.7):
+    """A batch with a class for most tokens; all of them have one with `keep_labels` 1."""
+    batch = make_batch(seed, lengths, model_type, [])
+    g = torch.Generator().manual_seed(seed + 2000)
+    shape = (len(lengths), max(lengths))
+    labels = torch.randint(classes, shape, generator=g)
+    mask = torch.tensor(batch["attention_mask"])
+    labels[(mask == 0) | (torch.rand(shape, generator=g) > keep_labels)] = -100
+    return {**batch, "labels": labels.tolist()}
 
 
 def translation_batch(seed, lengths, targets, shifted=False, keep_labels=0.8):
@@ -266,6 +298,8 @@ def run(model, batch, hidden=False):
         extra = dict(labels=labels, next_sentence_label=pairs) if labels is not None else {}
     elif labels is not None:
         extra = dict(labels=labels)
+    if isinstance(model, ElectraForPreTraining) and model.dtype == torch.float64:
+        extra = {}  # the reference's own loss takes its targets in float32
     cache = dict(use_cache=False) if kind in ("gpt2", "gpt_neo") else {}
     classifies = isinstance(model, CLASSES)
     if classifies and labels is not None and labels.is_floating_point():
@@ -278,7 +312,10 @@ def run(model, batch, hidden=False):
             loss = class_loss(found, o.logits, labels)
     if isinstance(model, CAUSAL) and labels is not None:
         loss = cross_entropy(o.logits[:, :-1], labels[:, 1:])
-    elif isinstance(model, MASKED) and labels is not None:
+    elif isinstance(model, ElectraForPreTraining) and labels is not None:
+        real = mask == 1
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(o.logits[real], labels[real].to(o.logits.dtype))
+    elif isinstance(model, MASKED + TAGS) and labels is not None:
         loss = cross_entropy(o.logits, labels)
     elif isinstance(model, BertForNextSentencePrediction) and pairs is not None:
         loss = cross_entropy(o.logits, pairs)
@@ -286,8 +323,10 @@ def run(model, batch, hidden=False):
         loss = cross_entropy(o.prediction_logits, labels) + cross_entropy(o.seq_relationship_logits, pairs)
     out = {}
     if loss is not None:
-        assert abs(loss.item() - o.loss.item()) < 1e-5, (loss, o.loss)
+        assert "labels" not in extra or abs(loss.item() - o.loss.item()) < 1e-5, (loss, o.loss)
         out["loss"] = loss
+    if isinstance(model, ElectraForPreTraining):
+        o.logits = o.logits * mask
     for name in ("logits", "prediction_logits", "seq_relationship_logits", "last_hidden_state", "pooler_output"):
         value = getattr(o, name, None)
         if value is not None:
@@ -672,6 +711,7 @@ def generate(root):
     classification(w, small_gpt2, small_bert)
     relatives(w)
     translation(w)
+    tagging(w, small_gpt2, small_bert)
 
     (root / "tolerances.json").write_text(tolerances_text(w.tolerances))
     published(root)
@@ -798,6 +838,39 @@ def relatives(w):
     w.case("distilbert-classes", model, sequence_batch(86, [9, 1, 5], "distilbert", [2, 0, 1]))
 
 
+def tagging(w, small_gpt2, small_bert):
+    """A class for each token; and ELECTRA, whose discriminator judges each token."""
+    one = dict(num_hidden_layers=1, **small_bert)
+    names = dict(id2label={0: "O", 1: "B-x", 2: "I-x"}, label2id={"O": 0, "B-x": 1, "I-x": 2})
+    model = build(BertForTokenClassification, bert_config(**one, **names), 91)
+    w.case("bert-tags", model, token_batch(92, [9, 1, 5], "bert", 3))
+    model = build(RobertaForTokenClassification, roberta_config(num_hidden_layers=1, num_labels=4), 93)
+    w.case("roberta-tags", model, token_batch(94, [6, 8], "roberta", 4))
+    model = build(DistilBertForTokenClassification, distilbert_config(n_layers=1, num_labels=5), 95)
+    w.case("distilbert-tags", model, token_batch(96, [6, 8, 3], "distilbert", 5))
+    model = build(GPT2ForTokenClassification, gpt2_config(n_layer=1, num_labels=4, **small_gpt2), 97)
+    w.case("gpt2-tags", model, token_batch(98, [7, 3, 9], "gpt2", 4))
+    model = build(ElectraForTokenClassification, electra_config(num_hidden_layers=1, num_labels=3), 99)
+    w.case("electra-tags", model, token_batch(100, [7, 3, 9], "electra", 3))
+
+    model = build(ElectraForPreTraining, electra_config(), 101)
+    path = w.case("electra-discriminator", model, token_batch(102, [10, 1, 7, 4], "electra", 2, 1.0), left=True)
+    g = torch.Generator().manual_seed(103)
+    lengths = lambda: torch.randint(2, 8, (3,), generator=g).tolist()
+    settings = dict(lr=schedule(1e-2, 4, 10), betas=[0.9, 0.95], eps=1e-6, weight_decay=0.01,
+                    schedule="linear warm-up over 4 steps, then constant")
+    batches = [token_batch(400 + i, lengths(), "electra", 2, 1.0) for i in range(10)]
+    w.steps(path, "electra-discriminator", model, batches, dict(**settings, max_norm=1.0))
+    model = build(ElectraForMaskedLM, electra_config(), 104)
+    path = w.case("electra-generator", model, make_batch(105, [10, 1, 7, 4], "electra", ["labels"], 0.5), left=True)
+    batches = [make_batch(500 + i, lengths(), "electra", ["labels"], 0.7) for i in range(10)]
+    w.steps(path, "electra-generator", model, batches, dict(**settings, max_norm=5.0))
+    model = build(ElectraModel, electra_config(num_hidden_layers=1, embedding_size=24), 106)
+    w.case("electra-base", model, make_batch(107, [3, 9, 6], "electra", []))
+    model = build(ElectraForSequenceClassification, electra_config(num_labels=3, classifier_dropout=0.2), 108)
+    w.case("electra-classes", model, sequence_batch(109, [9, 1, 5], "electra", [2, 0, 1]))
+
+
 # GPT-2's steps are all clipped; of BERT's some are and some are not.
 GPT2_MAX_NORM = 1.0
 BERT_MAX_NORM = 7.0
@@ -819,6 +892,10 @@ def published(root):
     def bert(kind, layers, width, heads, **more):
         return kind, BertConfig(num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
                                 intermediate_size=4 * width, **more)
+
+    def electra(kind, layers, width, heads, embedding):
+        return kind, ElectraConfig(num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
+                                   intermediate_size=4 * width, embedding_size=embedding)
 
     sizes = {
         "gpt2": gpt2(12, 768, 12),
@@ -847,6 +924,18 @@ def published(root):
         "bert-mini": bert(BertModel, 4, 256, 4),
         "bert-small": bert(BertModel, 4, 512, 8),
         "bert-medium": bert(BertModel, 8, 512, 8),
+        "electra-small-discriminator": electra(ElectraModel, 12, 256, 4, 128),
+        "electra-small-discriminator-pretraining": electra(ElectraForPreTraining, 12, 256, 4, 128),
+        "electra-base-discriminator": electra(ElectraModel, 12, 768, 12, 768),
+        "electra-base-discriminator-pretraining": electra(ElectraForPreTraining, 12, 768, 12, 768),
+        "electra-large-discriminator": electra(ElectraModel, 24, 1024, 16, 1024),
+        "electra-large-discriminator-pretraining": electra(ElectraForPreTraining, 24, 1024, 16, 1024),
+        "electra-small-generator": electra(ElectraModel, 12, 256, 4, 128),
+        "electra-small-generator-pretraining": electra(ElectraForMaskedLM, 12, 256, 4, 128),
+        "electra-base-generator": electra(ElectraModel, 12, 256, 4, 768),
+        "electra-base-generator-pretraining": electra(ElectraForMaskedLM, 12, 256, 4, 768),
+        "electra-large-generator": electra(ElectraModel, 24, 256, 4, 1024),
+        "electra-large-generator-pretraining": electra(ElectraForMaskedLM, 24, 256, 4, 1024),
         "opus-mt-en-de": (MarianMTModel, MarianConfig(
             max_position_embeddings=512, d_model=512, encoder_layers=6, encoder_ffn_dim=2048, encoder_attention_heads=8,
             decoder_layers=6, decoder_ffn_dim=2048, decoder_attention_heads=8, activation_function="swish",
@@ -864,7 +953,8 @@ def published(root):
         state = {n: t for n, t in model.state_dict().items()
                  if not n.endswith("embed_positions.weight") and n != "final_logits_bias"}
         counts[name] = sum(t.numel() for n, t in state.items() if n not in tied)
-        if name in ("gpt2", "bert-base-uncased-pretraining", "openai-gpt", "gpt-neo-125m", "opus-mt-en-de"):
+        if name in ("gpt2", "bert-base-uncased-pretraining", "openai-gpt", "gpt-neo-125m", "opus-mt-en-de",
+                    "electra-small-discriminator-pretraining", "electra-base-generator-pretraining"):
             lines = [f"{n} {'x'.join(map(str, t.shape))}" + (f" = {tied[n]}" if n in tied else "")
                      for n, t in state.items()]
             (folder / f"{name.removesuffix('-pretraining')}.txt").write_text("\n".join(lines) + "\n")

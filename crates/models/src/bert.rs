@@ -48,6 +48,7 @@ pub(crate) static BERT: Family = Family {
         (Task::MaskedLm, "BertForMaskedLM"),
         (Task::NextSentence, "BertForNextSentencePrediction"),
         (Task::SequenceClassification, "BertForSequenceClassification"),
+        (Task::TokenClassification, "BertForTokenClassification"),
         (Task::Base, "BertModel"),
     ],
     head: HeadSpec { transform: HeadTransform::Dense, bias: HeadBias::PerToken },
@@ -157,11 +158,10 @@ fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
     ];
     const NEXT: [(&str, &str); 2] =
         [("next_sentence.weight", "cls.seq_relationship.weight"), ("next_sentence.bias", "cls.seq_relationship.bias")];
-    const CLASSIFIER: [(&str, &str); 2] =
-        [("classifier.weight", "classifier.weight"), ("classifier.bias", "classifier.bias")];
     const POOLER: [(&str, &str); 2] = [("pooler.weight", "pooler.dense.weight"), ("pooler.bias", "pooler.dense.bias")];
     let mut map = encoder(NameMap::new().prefix("bert.").older("gamma", "weight").older("beta", "bias"))?;
-    map = if task == Task::MaskedLm { map.other_heads(POOLER.map(|p| p.1))? } else { map.base(POOLER)? };
+    let pooled = !matches!(task, Task::MaskedLm | Task::TokenClassification);
+    map = if !pooled { map.other_heads(POOLER.map(|p| p.1))? } else { map.base(POOLER)? };
     map = if task.predicts_tokens() {
         map.head(PREDICTIONS)?
             .tied("embeddings.tokens", "cls.predictions.decoder.weight")?
@@ -172,14 +172,18 @@ fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
     };
     map = if task.predicts_next_sentence() { map.head(NEXT)? } else { map.other_heads(NEXT.map(|p| p.1))? };
     map = match task {
-        Task::SequenceClassification => map.head(CLASSIFIER)?,
-        _ => map.other_heads(CLASSIFIER.map(|p| p.1))?,
+        task if task.has_labels() => map.head(TAGGER)?,
+        _ => map.other_heads(TAGGER.map(|p| p.1))?,
     };
     if task == Task::Base {
         map = map.write_bare();
     }
     map.other_heads(["qa_outputs.weight", "qa_outputs.bias"])
 }
+
+/// The classes of tokens; BERT's classes of sequences have the same names.
+pub(crate) const TAGGER: [(&str, &str); 2] =
+    [("classifier.weight", "classifier.weight"), ("classifier.bias", "classifier.bias")];
 
 /// The names of the embeddings and layers, which BERT's relatives kept.
 pub(crate) fn encoder(map: NameMap) -> genus_checkpoint::Result<NameMap> {

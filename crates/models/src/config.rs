@@ -24,6 +24,9 @@ pub(crate) mod default {
     pub(crate) fn two() -> usize {
         2
     }
+    pub(crate) fn embedding() -> usize {
+        128
+    }
     pub(crate) fn window() -> usize {
         256
     }

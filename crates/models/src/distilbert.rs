@@ -34,6 +34,7 @@ pub(crate) static DISTILBERT: Family = Family {
     tasks: &[
         (Task::MaskedLm, "DistilBertForMaskedLM"),
         (Task::SequenceClassification, "DistilBertForSequenceClassification"),
+        (Task::TokenClassification, "DistilBertForTokenClassification"),
         (Task::Base, "DistilBertModel"),
     ],
     head: HeadSpec { transform: HeadTransform::Dense, bias: HeadBias::PerToken },
@@ -144,6 +145,7 @@ fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
     };
     map = match task {
         Task::SequenceClassification => map.head(CLASSIFIER)?,
+        Task::TokenClassification => map.head(bert::TAGGER)?.other_heads(CLASSIFIER[..2].iter().map(|p| p.1))?,
         _ => map.other_heads(CLASSIFIER.map(|p| p.1))?,
     };
     if task == Task::Base {

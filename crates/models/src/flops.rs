@@ -50,9 +50,12 @@ impl Flops {
 
     /// With the layers of the second direction, where there is one, a network over characters, and the head.
     fn with_ends(spec: &StackSpec, tokens: usize, layers: f64, predicted: usize, transform: bool) -> Self {
-        let d = spec.d_model as f64;
+        let (d, e) = (spec.d_model as f64, spec.d_embedding() as f64);
         let directions = (spec.d_hidden() / spec.d_model.max(1)) as f64;
         let mut forward = directions * layers;
+        if spec.d_embedding() != spec.d_model {
+            forward += 2.0 * d * e * tokens as f64;
+        }
         if let Vocabulary::Characters(c) = &spec.vocabulary {
             let wide = c.patterns() as f64;
             let windows = |&(width, n): &(usize, usize)| ((c.length + 1 - width) * width * c.d_character * n) as f64;
@@ -61,7 +64,7 @@ impl Flops {
             forward += 2.0 * word * tokens as f64;
         }
         let output = match &spec.vocabulary {
-            Vocabulary::Whole | Vocabulary::Characters(_) => 2.0 * d * spec.vocab_size as f64,
+            Vocabulary::Whole | Vocabulary::Characters(_) => 2.0 * e * spec.vocab_size as f64,
             // The first step; how often the second is taken depends on the text.
             Vocabulary::Adaptive { cutoffs, divisor, d_embedding, .. } => {
                 let frequent = cutoffs.first().copied().unwrap_or(spec.vocab_size) + cutoffs.len();
@@ -69,7 +72,7 @@ impl Flops {
                 2.0 * *d_embedding as f64 * (frequent as f64 + map)
             }
         };
-        let head = output + if transform { 2.0 * d * d } else { 0.0 };
+        let head = output + if transform { 2.0 * d * e } else { 0.0 };
         Flops { forward: forward + head * predicted as f64 }
     }
 

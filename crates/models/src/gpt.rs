@@ -163,11 +163,17 @@ pub(crate) fn layers_of(mut map: NameMap, scope: &str) -> genus_checkpoint::Resu
 /// The names of the heads of GPT and its successors.
 pub(crate) fn heads(map: NameMap, task: Task, spec: &StackSpec) -> genus_checkpoint::Result<NameMap> {
     const SCORE: &str = "score.weight";
+    // The classes of tokens have names of their own.
+    let map = match task {
+        Task::TokenClassification => map.head(crate::bert::TAGGER)?,
+        _ => map.other_heads(crate::bert::TAGGER.map(|p| p.1))?,
+    };
     let map = match (task, spec.tying) {
         (Task::Base, _) => map.write_bare().other_heads(["lm_head.weight", SCORE])?,
         (Task::SequenceClassification, _) => {
             map.head([("classifier.weight", SCORE)])?.other_heads(["lm_head.weight"])?
         }
+        (Task::TokenClassification, _) => map.other_heads(["lm_head.weight", SCORE])?,
         (_, Tying::Tied) => map.tied("embeddings.tokens", "lm_head.weight")?.other_heads([SCORE])?,
         (_, Tying::Untied) => map.head([("lm_head.weight", "lm_head.weight")])?.other_heads([SCORE])?,
     };

@@ -38,6 +38,7 @@ pub(crate) static GPT2: Family = Family {
     tasks: &[
         (Task::CausalLm, "GPT2LMHeadModel"),
         (Task::SequenceClassification, "GPT2ForSequenceClassification"),
+        (Task::TokenClassification, "GPT2ForTokenClassification"),
         (Task::Base, "GPT2Model"),
     ],
     head: HeadSpec { transform: HeadTransform::None, bias: HeadBias::None },

@@ -9,6 +9,7 @@ mod bilstm;
 pub mod budget;
 mod config;
 mod distilbert;
+mod electra;
 mod elmo;
 mod elmo_weights;
 mod error;

@@ -1,6 +1,7 @@
 //! A member of the family with weights.
 
 mod classify;
+mod generator;
 mod load;
 
 pub use load::{LoadOptions, Loaded};
@@ -10,7 +11,7 @@ use crate::{Error, Family, Flops, Labels, Result, Task};
 use candle_core::{Device, Tensor};
 use genus_checkpoint::{TensorSpec, WriteOptions, write_tensors};
 use genus_nn::{
-    Builder, Classifier, Encoded, HeadBias, HeadTransform, Hidden, Input, LmHead, Memory, Planned, Pooler,
+    Builder, Classifier, Detector, Encoded, HeadBias, HeadTransform, Hidden, Input, LmHead, Memory, Planned, Pooler,
     RandomSource, SequenceCache, Source, Stack, StackSpec, StreamMemory, plan,
 };
 use genus_ops::{Activation, Param, Precision, Spans, Tape};
@@ -27,6 +28,7 @@ struct Parts {
     lm_head: Option<LmHead>,
     pooler: Option<Pooler>,
     next_sentence: Option<Classifier>,
+    detector: Option<Detector>,
     classifier: Option<Classifier>,
 }
 
@@ -51,12 +53,13 @@ impl Parts {
             true => Some(Classifier::build(b, "next_sentence", spec, 2, true)?),
             false => None,
         };
-        let biased = family.classified != Classified::LastToken;
+        let detector = if task == Task::ReplacedToken { Some(Detector::build(b, spec)?) } else { None };
+        let biased = task == Task::TokenClassification || family.classified != Classified::LastToken;
         let classifier = match task {
-            Task::SequenceClassification => Some(Classifier::build(b, "classifier", spec, labels.names.len(), biased)?),
+            task if task.has_labels() => Some(Classifier::build(b, "classifier", spec, labels.names.len(), biased)?),
             _ => None,
         };
-        Ok(Parts { stack, encoder, lm_head, pooler, next_sentence, classifier })
+        Ok(Parts { stack, encoder, lm_head, pooler, next_sentence, detector, classifier })
     }
 }
 
@@ -68,8 +71,10 @@ pub struct Model {
     task: Task,
     parts: Parts,
     params: Vec<Param>,
-    /// Of a model that classifies sequences.
+    /// Of a model that classifies sequences or tokens.
     labels: Labels,
+    /// What puts in tokens for this one to tell, while it trains; see [`Model::with_generator`].
+    generator: Option<Box<Model>>,
     /// Fields of the configuration that were read and decide nothing here; they are written again.
     extra: Map<String, Value>,
     /// Own names to the names in the checkpoint that the weights came from.
@@ -93,9 +98,17 @@ impl Family {
         self.tasks[0].0
     }
 
-    fn check_task(&self, task: Task) -> Result<()> {
+    /// The task that this member means by `task`: what is called pretraining is telling replaced tokens where that is how a member is
+    /// pretrained.
+    ///
+    /// # Errors
+    /// When it has none such.
+    pub fn resolve(&self, task: Task) -> Result<Task> {
         if self.class(task).is_some() {
-            return Ok(());
+            return Ok(task);
+        }
+        if task == Task::Pretraining && self.class(Task::ReplacedToken).is_some() {
+            return Ok(Task::ReplacedToken);
         }
         let has = self.tasks.iter().map(|t| t.0.to_string()).collect();
         Err(Error::Task { family: self.name.into(), task, has })
@@ -104,7 +117,7 @@ impl Family {
     /// The activation of the pooler of a model made for `task`, if it has one; `Base` may go without.
     fn pools(&self, task: Task) -> Option<Activation> {
         match self.pooling {
-            Pooling::First if task != Task::MaskedLm => Some(Activation::Tanh),
+            Pooling::First if !matches!(task, Task::MaskedLm | Task::TokenClassification) => Some(Activation::Tanh),
             Pooling::ForClasses(activation) if task == Task::SequenceClassification => Some(activation),
             _ => None,
         }
@@ -119,7 +132,7 @@ impl Family {
     }
 
     fn plan_labelled(&self, spec: &StackSpec, task: Task, labels: &Labels) -> Result<Vec<Planned>> {
-        self.check_task(task)?;
+        let task = self.resolve(task)?;
         Ok(plan(|b| Parts::build(b, self, spec, task, self.pools(task), labels).map(|_| ()))?)
     }
 
@@ -137,6 +150,7 @@ impl Family {
     /// # Errors
     /// As [`Family::plan`].
     pub fn file_plan(&self, spec: &StackSpec, task: Task) -> Result<Vec<(String, Vec<usize>)>> {
+        let task = self.resolve(task)?;
         let names = (self.names)(task, spec)?;
         let plan = self.plan(spec, task)?;
         Ok(plan.into_iter().filter_map(|p| Some((names.to_file(&p.name)?, p.shape))).collect())
@@ -149,6 +163,11 @@ pub(crate) fn object(config: &impl serde::Serialize) -> Map<String, Value> {
         Ok(Value::Object(map)) => map,
         _ => Map::new(),
     }
+}
+
+/// A map of every token, from `d` numbers to `out`.
+fn forward_tokens(flops: &mut Flops, spans: &Spans, d: usize, out: usize) {
+    flops.forward += 2.0 * (spans.total() * d * out) as f64;
 }
 
 impl Model {
@@ -179,14 +198,15 @@ impl Model {
         labels: Labels,
         source: &mut dyn Source,
     ) -> Result<Self> {
-        family.check_task(task)?;
+        let task = family.resolve(task)?;
         if labels.names.is_empty() {
             return Err(Error::Dimension { field: "labels", found: "none".into(), expected: "at least one".into() });
         }
         let mut b = Builder::new(source);
         let parts = Parts::build(&mut b, family, &spec, task, family.pools(task), &labels)?;
         let params = b.finish();
-        Ok(Model { family, spec, task, parts, params, labels, extra: Map::new(), origin: BTreeMap::new() })
+        let (extra, origin, generator) = (Map::new(), BTreeMap::new(), None);
+        Ok(Model { family, spec, task, parts, params, labels, generator, extra, origin })
     }
 
     /// Packs all weights of linear maps for inference in `precision`: products with them are faster, above all those of a few rows, and have the
@@ -196,15 +216,17 @@ impl Model {
     /// # Errors
     /// None for a model that was built.
     pub fn prepare(&self, precision: Precision) -> Result<()> {
-        let Parts { stack, encoder, lm_head, pooler, next_sentence, classifier } = &self.parts;
+        let Parts { stack, encoder, lm_head, pooler, next_sentence, detector, classifier } = &self.parts;
         stack.prepare(precision)?;
         encoder.as_ref().map_or(Ok(()), |encoder| encoder.prepare(precision))?;
         lm_head.as_ref().map_or(Ok(()), |head| head.prepare(precision))?;
         pooler.as_ref().map_or(Ok(()), |pooler| pooler.prepare(precision))?;
+        detector.as_ref().map_or(Ok(()), |detector| detector.prepare(precision))?;
         Ok(next_sentence.iter().chain(classifier).try_for_each(|head| head.prepare(precision))?)
     }
 
-    /// Writes `config.json` and the weights into a folder, in Hugging Face's layout.
+    /// Writes `config.json` and the weights into a folder, in Hugging Face's layout; those of a generator into the folder `generator`
+    /// within it.
     ///
     /// # Errors
     /// When a file cannot be written; files that were there before stay as they were.
@@ -219,7 +241,11 @@ impl Model {
             .map(|(name, t)| TensorSpec { name: name.clone(), shape: t.dims().to_vec(), dtype: t.dtype() })
             .collect();
         write_tensors(folder, &specs, |i| Ok(tensors[i].1.clone()), options)?;
-        self.save_config(folder, options)
+        self.save_config(folder, options)?;
+        match &self.generator {
+            Some(generator) => generator.save_beside(folder, options),
+            None => Ok(()),
+        }
     }
 
     /// Writes `config.json` alone.
@@ -247,7 +273,7 @@ impl Model {
     pub fn config(&self) -> Map<String, Value> {
         let mut config = self.extra.clone();
         config.append(&mut (self.family.write)(&self.spec));
-        if self.task == Task::SequenceClassification {
+        if self.task.has_labels() {
             self.labels.write(&mut config, self.family.classifier_dropout.0);
         }
         config.insert("model_type".into(), self.family.model_type.into());
@@ -273,9 +299,8 @@ impl Model {
     /// When the member's table of names lacks one.
     pub fn named_tensors(&self) -> Result<Vec<(String, Tensor)>> {
         let names = (self.family.names)(self.task, &self.spec)?;
-        self.params
-            .iter()
-            .map(|p| match names.to_file(p.name()) {
+        self.own()
+            .map(|(own, p)| match names.to_file(own) {
                 Some(name) => Ok((name, p.tensor())),
                 None => Err(genus_nn::Error::Parameter {
                     name: p.name().to_owned(),
@@ -323,7 +348,7 @@ impl Model {
         Ok(())
     }
 
-    /// All parameters, each once, in order.
+    /// All parameters, each once, in order; those of a generator beside it are among them.
     pub fn params(&self) -> &[Param] {
         &self.params
     }
@@ -342,12 +367,21 @@ impl Model {
     /// Arithmetic of a batch of which `predicted` rows are projected to the vocabulary; of a model with an encoder, `sources` are
     /// the spans that it reads.
     pub fn flops(&self, spans: &Spans, sources: &Spans, predicted: usize) -> Flops {
-        let mut flops = Flops::of(&self.spec, spans, predicted, self.family.head.transform == HeadTransform::Dense);
+        let own = if self.parts.lm_head.is_some() { predicted } else { 0 };
+        let mut flops = Flops::of(&self.spec, spans, own, self.family.head.transform == HeadTransform::Dense);
         if self.has_encoder() {
             flops.forward += Flops::of_encoder(&self.spec, spans, sources).forward;
         }
-        if let Some(classifier) = &self.parts.classifier {
-            let d = self.spec.d_model;
+        let d = self.spec.d_model;
+        if self.parts.detector.is_some() {
+            forward_tokens(&mut flops, spans, d, d + 1);
+        }
+        if let Some(generator) = &self.generator {
+            flops.forward += generator.flops(spans, sources, predicted).forward;
+        }
+        if self.task == Task::TokenClassification {
+            forward_tokens(&mut flops, spans, d, self.labels.names.len());
+        } else if let Some(classifier) = &self.parts.classifier {
             let pooler = if self.family.classified == Classified::LastToken { 0 } else { d };
             flops.forward += 2.0 * (spans.len() * d * (pooler + classifier.classes())) as f64;
         }
@@ -477,6 +511,14 @@ impl Model {
     /// When the task has none.
     pub fn next_sentence(&self) -> Result<&Classifier> {
         self.part(self.parts.next_sentence.as_ref(), "next-sentence head")
+    }
+
+    /// The head that tells replaced tokens.
+    ///
+    /// # Errors
+    /// When the task has none.
+    pub fn detector(&self) -> Result<&Detector> {
+        self.part(self.parts.detector.as_ref(), "head that tells replaced tokens")
     }
 
     fn part<'a, T>(&self, part: Option<&'a T>, what: &'static str) -> Result<&'a T> {

@@ -1,10 +1,10 @@
 //! The members of the family, their tree and their published sizes.
 
-use crate::{Error, Result, Task, bert, bi_transformer, bilstm, distilbert, elmo, gpt, gpt_neo, gpt2, gpt3};
+use crate::{Error, Result, Task, bert, bi_transformer, bilstm, distilbert, electra, elmo, gpt, gpt_neo, gpt2, gpt3};
 use crate::{roberta, transformer, transformer_xl};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
-use genus_nn::{Bands, Encoder, HeadSpec, Memory, StackSpec, Vocabulary};
+use genus_nn::{Bands, Encoder, HeadSpec, Memory, StackSpec, TokenWidth, Vocabulary};
 use genus_ops::Activation;
 use serde_json::{Map, Value};
 
@@ -77,6 +77,16 @@ pub struct Family {
     pub(crate) names: fn(Task, &StackSpec) -> genus_checkpoint::Result<NameMap>,
 }
 
+impl Family {
+    /// What a preset of this member is pretrained for: of a generator masked words, else what the member is.
+    pub fn task_of(&self, preset: &str) -> Task {
+        match self.class(Task::ReplacedToken) {
+            Some(_) if preset.ends_with("-generator") => Task::MaskedLm,
+            _ => self.default_task(),
+        }
+    }
+}
+
 /// A forebear in the tree that has no file of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Lineage {
@@ -98,7 +108,7 @@ pub fn lineage() -> &'static [Lineage] {
 
 /// All members.
 pub fn families() -> &'static [&'static Family] {
-    static ALL: [&Family; 12] = [
+    static ALL: [&Family; 13] = [
         &bilstm::BILSTM,
         &elmo::ELMO,
         &transformer::TRANSFORMER,
@@ -109,6 +119,7 @@ pub fn families() -> &'static [&'static Family] {
         &transformer_xl::TRANSFORMER_XL,
         &roberta::ROBERTA,
         &distilbert::DISTILBERT,
+        &electra::ELECTRA,
         &gpt3::GPT3,
         &gpt_neo::GPT_NEO,
     ];
@@ -194,6 +205,10 @@ impl Dimensions {
             && *d_embedding == old
         {
             *d_embedding = spec.d_model;
+        }
+        // Tables of their own width keep its ratio to the stream's.
+        if let (TokenWidth::Own(width), true) = (&mut spec.token_width, self.d_model.is_some()) {
+            *width = (*width * spec.d_model / old.max(1)).max(1);
         }
         match (&mut spec.memory, self.memory) {
             (_, None) => {}

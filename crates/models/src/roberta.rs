@@ -33,6 +33,7 @@ pub(crate) static ROBERTA: Family = Family {
     tasks: &[
         (Task::MaskedLm, "RobertaForMaskedLM"),
         (Task::SequenceClassification, "RobertaForSequenceClassification"),
+        (Task::TokenClassification, "RobertaForTokenClassification"),
         (Task::Base, "RobertaModel"),
     ],
     head: HeadSpec { transform: HeadTransform::Dense, bias: HeadBias::PerToken },
@@ -101,7 +102,8 @@ fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
     };
     map = match task {
         Task::SequenceClassification => map.head(CLASSIFIER)?,
-        _ => map.other_heads(CLASSIFIER.map(|p| p.1))?,
+        Task::TokenClassification => map.head(bert::TAGGER)?,
+        _ => map.other_heads(CLASSIFIER.map(|p| p.1))?.other_heads(bert::TAGGER.map(|p| p.1))?,
     };
     map = if task == Task::Base { map.base(POOLER)?.write_bare() } else { map.other_heads(POOLER.map(|p| p.1))? };
     map.other_heads(["qa_outputs.weight", "qa_outputs.bias"])

@@ -21,13 +21,17 @@ pub enum Task {
     NextSentence,
     /// BERT's pretraining: masked tokens and next sentence.
     Pretraining,
+    /// Whether each token was put there in place of another (ELECTRA's pretraining, as its discriminator sees it).
+    ReplacedToken,
     /// A class (or several, or a number) for each sequence.
     SequenceClassification,
+    /// A class for each token.
+    TokenClassification,
 }
 
 impl Task {
     /// All tasks.
-    pub const ALL: [Task; 8] = [
+    pub const ALL: [Task; 10] = [
         Task::Base,
         Task::CausalLm,
         Task::Seq2SeqLm,
@@ -35,7 +39,9 @@ impl Task {
         Task::MaskedLm,
         Task::NextSentence,
         Task::Pretraining,
+        Task::ReplacedToken,
         Task::SequenceClassification,
+        Task::TokenClassification,
     ];
 
     /// The name on the command line.
@@ -48,13 +54,20 @@ impl Task {
             Task::MaskedLm => "masked-lm",
             Task::NextSentence => "next-sentence",
             Task::Pretraining => "pretraining",
+            Task::ReplacedToken => "replaced-token",
             Task::SequenceClassification => "sequence-classification",
+            Task::TokenClassification => "token-classification",
         }
     }
 
     /// Whether the task predicts tokens.
     pub fn predicts_tokens(self) -> bool {
         matches!(self, Task::CausalLm | Task::Seq2SeqLm | Task::BidirectionalLm | Task::MaskedLm | Task::Pretraining)
+    }
+
+    /// Whether the task has classes with names.
+    pub fn has_labels(self) -> bool {
+        matches!(self, Task::SequenceClassification | Task::TokenClassification)
     }
 
     /// Whether the task classifies pairs of segments.

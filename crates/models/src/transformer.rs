@@ -16,7 +16,7 @@ use genus_checkpoint::names::NameMap;
 use genus_nn::{
     Attend, AttentionBias, Bands, Directions, Dropout, EmbeddingNorm, EmbeddingScale, Encoder, FeedForward, FinalNorm,
     HeadBias, HeadSpec, HeadTransform, InitScheme, Memory, Mixing, NormKind, OutputDropout, Placement, Positions,
-    Projections, ResidualInit, ScoreScale, Segments, StackSpec, Tying, Vocabulary,
+    Projections, ResidualInit, ScoreScale, Segments, StackSpec, TokenWidth, Tying, Vocabulary,
 };
 use genus_ops::{Activation, Layout};
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,7 @@ pub(crate) fn stack(n_layers: usize, d_model: usize, n_heads: usize, attend: Att
         vocabulary: Vocabulary::Whole,
         mixing: Mixing::Attention,
         directions: Directions::One,
+        token_width: TokenWidth::Stream,
         positions: Positions::LEARNED,
         embedding_scale: EmbeddingScale::One,
         segments: Segments::None,

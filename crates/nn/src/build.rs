@@ -44,6 +44,8 @@ pub trait Source {
 pub struct Builder<'a> {
     source: &'a mut dyn Source,
     params: Vec<Param>,
+    /// Those of another model, to be this one's too where names agree.
+    shared: Vec<Param>,
     /// What precedes the names of parameters.
     scope: String,
 }
@@ -51,7 +53,24 @@ pub struct Builder<'a> {
 impl<'a> Builder<'a> {
     /// A builder that reads from `source`.
     pub fn new(source: &'a mut dyn Source) -> Self {
-        Builder { source, params: Vec::new(), scope: String::new() }
+        Builder { source, params: Vec::new(), shared: Vec::new(), scope: String::new() }
+    }
+
+    /// As [`Builder::new`], with parameters of another model that this one has too, by their names without a scope: they are not asked
+    /// of the source, and the two models share them.
+    pub fn sharing(source: &'a mut dyn Source, params: impl IntoIterator<Item = Param>) -> Self {
+        Builder { shared: params.into_iter().collect(), ..Builder::new(source) }
+    }
+
+    /// The other model's parameter of that name.
+    fn shared(&mut self, name: &str, shape: &[usize]) -> Result<Option<Param>> {
+        let Some(param) = self.shared.iter().find(|p| p.name() == name).cloned() else { return Ok(None) };
+        if param.dims() != shape {
+            let reason = format!("the model that it is shared with has shape {:?}, expected {shape:?}", param.dims());
+            return Err(Error::Parameter { name: name.to_owned(), reason });
+        }
+        self.params.push(param.clone());
+        Ok(Some(param))
     }
 
     /// Lets `build` make parameters whose names begin with `scope` and a dot.
@@ -87,6 +106,10 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// When the source cannot give it.
     pub fn param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> Result<Param> {
+        let name: String = name.into();
+        if let Some(param) = self.shared(&name, shape)? {
+            return Ok(param);
+        }
         let name = self.scoped(name);
         self.named(name, shape, init)
     }
@@ -119,6 +142,9 @@ impl<'a> Builder<'a> {
     }
 
     fn product(&mut self, name: String, shape: &[usize], layout: Layout, init: Init, table: bool) -> Result<Param> {
+        if let Some(param) = self.shared(&name, shape)? {
+            return Ok(param);
+        }
         let name = self.scoped(name);
         let prepared = self.source.prepared(&name, shape, layout, table)?;
         let Some(weight) = prepared else { return self.named(name, shape, init) };

@@ -2,11 +2,11 @@
 
 use crate::adaptive::AdaptiveTables;
 use crate::characters::CharacterNetwork;
-use crate::layer::NormParams;
+use crate::layer::{Affine, NormParams};
 use crate::{
     Builder, EmbeddingNorm, EmbeddingScale, Error, Init, Positions, Result, Segments, SequenceCache, StackSpec, Tying,
 };
-use genus_ops::{Device, Param, Precision, Spans, Tape, Tensor, Value, dropout, embedding, residual_norm};
+use genus_ops::{Activation, Device, Param, Precision, Spans, Tape, Tensor, Value, dropout, embedding, residual_norm};
 
 /// A ragged batch of token ids.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +52,8 @@ pub struct Embeddings {
     positions: Option<Param>,
     types: Option<Param>,
     norm: Option<NormParams>,
+    /// To the stream's width.
+    project: Option<Affine>,
     n_ctx: usize,
     /// The row of the first position.
     first: usize,
@@ -61,7 +63,7 @@ pub struct Embeddings {
 impl Embeddings {
     /// With `shared`, that is the token table.
     pub(crate) fn build(b: &mut Builder<'_>, spec: &StackSpec, shared: Option<&Param>) -> Result<Self> {
-        let d = spec.d_model;
+        let d = spec.d_embedding();
         let (shape, init) = ([spec.vocab_size, d], Init::Normal(spec.init.std));
         let adaptive = AdaptiveTables::build(b, spec)?;
         let characters = CharacterNetwork::build(b, spec)?;
@@ -90,7 +92,11 @@ impl Embeddings {
         };
         let norm = match spec.embedding_norm {
             EmbeddingNorm::None => None,
-            EmbeddingNorm::Norm => Some(NormParams::build(b, "embeddings.norm", spec)?),
+            EmbeddingNorm::Norm => Some(NormParams::of_width(b, "embeddings.norm", spec, d)?),
+        };
+        let project = match d == spec.d_model {
+            true => None,
+            false => Some(Affine::build(b, "project", d, spec.d_model, spec.layout, spec.init.std)?),
         };
         Ok(Embeddings {
             tokens,
@@ -103,6 +109,7 @@ impl Embeddings {
             positions,
             types,
             norm,
+            project,
             n_ctx: spec.n_ctx,
             first: spec.positions.offset(),
             dropout: spec.dropout.embedding,
@@ -121,6 +128,7 @@ impl Embeddings {
 
     /// Packs weights for inference.
     pub(crate) fn prepare(&self, precision: Precision) -> Result<()> {
+        self.project.as_ref().map_or(Ok(()), |map| map.prepare(precision))?;
         self.characters.as_ref().map_or(Ok(()), |c| c.prepare(precision))
     }
 
@@ -214,13 +222,17 @@ impl Embeddings {
             (None, None) => {}
         }
         let parts: Vec<(&Value, &[u32])> = values.iter().zip(&ids).map(|(v, i)| (v, i.as_ref())).collect();
-        match &self.norm {
-            None => Ok(embedding(tape, &parts, self.scale, self.dropout)?),
+        let x = match &self.norm {
+            None => embedding(tape, &parts, self.scale, self.dropout)?,
             Some(norm) => {
                 let sum = embedding(tape, &parts, self.scale, 0.0)?;
                 let [_, y] = norm.with(tape, |norm| residual_norm(tape, &sum, None, norm))?;
-                Ok(dropout(tape, &y, self.dropout)?)
+                dropout(tape, &y, self.dropout)?
             }
+        };
+        match &self.project {
+            None => Ok(x),
+            Some(map) => map.forward(tape, &x, Activation::Identity),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::adaptive::AdaptiveSoftmax;
 use crate::layer::{Affine, NormParams};
-use crate::{Builder, Init, Result, Stack, StackSpec, Tying};
+use crate::{Builder, Error, Init, Result, Stack, StackSpec, Tying};
 use genus_ops::profile::{Operation, within};
 use genus_ops::{
     Activation, Distance, Layout, Param, Precision, Projection, Spans, Tape, Value, cross_entropy, distance, dropout,
@@ -14,7 +14,7 @@ use genus_ops::{
 pub enum HeadTransform {
     /// Nothing (GPT-2).
     None,
-    /// A square affine map, the stack's activation and a norm of the stack's kind (BERT).
+    /// An affine map to the width of the token table, the stack's activation and a norm of the stack's kind (BERT).
     Dense,
 }
 
@@ -58,13 +58,17 @@ impl LmHead {
     /// # Errors
     /// When a parameter cannot be had.
     pub fn build(b: &mut Builder<'_>, spec: &StackSpec, stack: &Stack, head: &HeadSpec) -> Result<Self> {
-        let d = spec.d_model;
+        let (d, e) = (spec.d_model, spec.d_embedding());
+        if d != e && (head.transform == HeadTransform::None || spec.tying == Tying::Untied) {
+            let expected = format!("d_model = {d}: the head predicts from the stream itself");
+            return Err(Error::Spec { field: "token_width", found: e.to_string(), expected });
+        }
         let transform = match head.transform {
             HeadTransform::None => None,
             HeadTransform::Dense => Some((
-                Affine::build(b, "lm_head.transform", d, d, spec.layout, spec.init.std)?,
+                Affine::build(b, "lm_head.transform", d, e, spec.layout, spec.init.std)?,
                 spec.feed_forward.activation(),
-                NormParams::build(b, "lm_head.norm", spec)?,
+                NormParams::of_width(b, "lm_head.norm", spec, e)?,
             )),
         };
         if let Some(input) = stack.embeddings().adaptive() {
@@ -180,7 +184,7 @@ impl Pooler {
     /// When a sequence is empty.
     pub fn forward(&self, tape: &Tape, hidden: &Value, spans: &Spans, rate: f32) -> Result<Value> {
         if let Some(i) = spans.iter().position(|r| r.is_empty()) {
-            return Err(crate::Error::Length { what: "tokens of an empty sequence", found: i, expected: 1 });
+            return Err(Error::Length { what: "tokens of an empty sequence", found: i, expected: 1 });
         }
         let first: Vec<u32> = spans.iter().map(|r| r.start as u32).collect();
         let first = dropout(tape, &gather_rows(tape, hidden, &first)?, rate)?;
@@ -258,5 +262,52 @@ impl Classifier {
         };
         let y = self.logits(tape, x)?;
         Ok(distance(tape, &y, kind, numbers, scale / self.classes().max(1) as f64)?)
+    }
+}
+
+/// Tells for each token whether another stood in its place: an affine map, the stack's activation, and one number (ELECTRA's
+/// discriminator, Clark et al. 2020, arXiv 2003.10555).
+#[derive(Debug)]
+pub struct Detector {
+    map: Affine,
+    activation: Activation,
+    out: Classifier,
+}
+
+impl Detector {
+    /// Builds the head.
+    ///
+    /// # Errors
+    /// When its parameters cannot be had.
+    pub fn build(b: &mut Builder<'_>, spec: &StackSpec) -> Result<Self> {
+        let map = Affine::build(b, "detector.map", spec.d_model, spec.d_model, spec.layout, spec.init.std)?;
+        let out = Classifier::build(b, "detector.out", spec, 1, true)?;
+        Ok(Detector { map, activation: spec.feed_forward.activation(), out })
+    }
+
+    /// Packs the weights for inference.
+    ///
+    /// # Errors
+    /// None for a head that was built.
+    pub fn prepare(&self, precision: Precision) -> Result<()> {
+        self.map.prepare(precision)?;
+        self.out.prepare(precision)
+    }
+
+    /// The logarithm of the odds that a token was replaced, `[n, 1]`, from hidden states `[n, d]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn logits(&self, tape: &Tape, x: &Value) -> Result<Value> {
+        self.out.logits(tape, &self.map.forward(tape, x, self.activation)?)
+    }
+
+    /// `scale` times the binary cross-entropy summed over tokens; `replaced` has 1 where a token was replaced and 0 elsewhere.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or a target is not within 0..=1.
+    pub fn loss(&self, tape: &Tape, x: &Value, replaced: &[f32], scale: f64) -> Result<Value> {
+        let x = self.map.forward(tape, x, self.activation)?;
+        self.out.loss(tape, &x, ClassTargets::Many(replaced), scale)
     }
 }

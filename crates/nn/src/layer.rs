@@ -23,8 +23,13 @@ pub(crate) struct NormParams {
 
 impl NormParams {
     pub fn build(b: &mut Builder<'_>, name: &str, spec: &StackSpec) -> Result<Self> {
-        let weight = b.param(format!("{name}.weight"), &[spec.d_model], Init::Ones)?;
-        let bias = b.param(format!("{name}.bias"), &[spec.d_model], Init::Zeros)?;
+        Self::of_width(b, name, spec, spec.d_model)
+    }
+
+    /// Of rows that are not as wide as the stream.
+    pub fn of_width(b: &mut Builder<'_>, name: &str, spec: &StackSpec, width: usize) -> Result<Self> {
+        let weight = b.param(format!("{name}.weight"), &[width], Init::Ones)?;
+        let bias = b.param(format!("{name}.bias"), &[width], Init::Zeros)?;
         Ok(NormParams { weight, bias, kind: spec.norm })
     }
 

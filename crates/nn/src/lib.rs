@@ -28,12 +28,12 @@ pub use cross::Encoded;
 pub use embeddings::{Embeddings, Input};
 pub use error::{Error, Result};
 pub use genus_ops as ops;
-pub use heads::{ClassTargets, Classifier, HeadBias, HeadSpec, HeadTransform, LmHead, Pooler};
+pub use heads::{ClassTargets, Classifier, Detector, HeadBias, HeadSpec, HeadTransform, LmHead, Pooler};
 pub use layer::Layer;
 pub use memory::StreamMemory;
 pub use spec::{
     Attend, AttentionBias, Bands, CellOutput, Characters, Directions, Dropout, EmbeddingNorm, EmbeddingScale, Encoder,
     FeedForward, FinalNorm, InitScheme, Memory, Mixing, NormKind, OutputDropout, Placement, Positions, Projections,
-    ResidualInit, ScoreScale, Segments, Skip, StackSpec, Tying, Vocabulary,
+    ResidualInit, ScoreScale, Segments, Skip, StackSpec, TokenWidth, Tying, Vocabulary,
 };
 pub use stack::{Hidden, Stack};

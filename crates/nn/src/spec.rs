@@ -132,6 +132,15 @@ pub enum Directions {
     Both,
 }
 
+/// How wide the vectors of tokens, positions and segments are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenWidth {
+    /// As wide as the stream.
+    Stream,
+    /// As wide as this; an affine map takes them to the stream's width, where that is another (ELECTRA).
+    Own(usize),
+}
+
 /// What a stack carries from one segment of a text to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
@@ -371,6 +380,8 @@ pub struct StackSpec {
     pub mixing: Mixing,
     /// From which end sequences are read.
     pub directions: Directions,
+    /// Width of the tables.
+    pub token_width: TokenWidth,
     /// Positions.
     pub positions: Positions,
     /// The scale of token vectors.
@@ -477,6 +488,14 @@ impl StackSpec {
         }
     }
 
+    /// Width of the vectors of tokens, positions and segments.
+    pub fn d_embedding(&self) -> usize {
+        match self.token_width {
+            TokenWidth::Stream => self.d_model,
+            TokenWidth::Own(width) => width,
+        }
+    }
+
     /// Tokens of memory; 0 where none is carried.
     pub fn memory_length(&self) -> usize {
         match self.memory {
@@ -509,6 +528,7 @@ impl StackSpec {
             ("d_ff", self.d_ff),
             ("vocab_size", self.vocab_size),
             ("n_ctx", self.n_ctx),
+            ("token_width", self.d_embedding()),
         ];
         for (field, value) in positive {
             if value == 0 || value > u32::MAX as usize {
@@ -555,6 +575,10 @@ impl StackSpec {
         if relative && !self.d_model.is_multiple_of(2) {
             let expected = "an even number: half of them are sines".into();
             return Err(Error::Spec { field: "d_model", found: self.d_model.to_string(), expected });
+        }
+        if let (TokenWidth::Own(width), Vocabulary::Adaptive { .. }) = (self.token_width, &self.vocabulary) {
+            let expected = "the stream's: an adaptive vocabulary has widths of its own".into();
+            return Err(Error::Spec { field: "token_width", found: width.to_string(), expected });
         }
         if let Vocabulary::Adaptive { cutoffs, divisor, d_embedding, .. } = &self.vocabulary {
             let rising = cutoffs.windows(2).all(|w| w[0] < w[1]);

@@ -16,6 +16,7 @@ fn spec(feed_forward: FeedForward, layout: Layout) -> StackSpec {
         vocabulary: Vocabulary::Whole,
         mixing: Mixing::Attention,
         directions: Directions::One,
+        token_width: TokenWidth::Stream,
         positions: Positions::LEARNED,
         embedding_scale: EmbeddingScale::One,
         segments: Segments::None,

@@ -128,6 +128,11 @@ impl Tape {
         self.dropout.is_some()
     }
 
+    /// What dropout is drawn from; `None` when nothing is dropped. For other draws that must be the same when a step is repeated.
+    pub fn key(&self) -> Option<Key> {
+        self.dropout
+    }
+
     /// The key of the next dropout of rate `p`, or `None` when nothing is dropped.
     pub(crate) fn draw(&self, p: f32) -> Option<Key> {
         let key = self.dropout.filter(|_| p > 0.0)?;

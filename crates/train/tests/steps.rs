@@ -188,6 +188,7 @@ fn their_relatives_take_the_steps_of_pytorch() {
         ("gpt-neo-causal-lm", Objective::Causal),
         ("roberta-masked-lm", Objective::Masked),
         ("distilbert-masked-lm", Objective::Masked),
+        ("electra-generator", Objective::Masked),
         ("marian-seq2seq", Objective::Translation),
         // Each step goes on from the memory that the one before left.
         ("xl-causal-lm", Objective::Causal),

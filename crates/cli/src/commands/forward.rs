@@ -25,7 +25,7 @@ pub(crate) struct Forward {
     /// File to write.
     #[arg(long, value_name = "out.safetensors")]
     output: PathBuf,
-    /// base, causal-lm, seq2seq-lm, masked-lm, next-sentence, pretraining or sequence-classification; without it, what config.json says.
+    /// base, causal-lm, seq2seq-lm, masked-lm, next-sentence, pretraining, replaced-token, sequence-classification or token-classification; without it, what config.json says.
     #[arg(long, value_name = "TASK")]
     task: Option<Task>,
     /// Add the gradient of the loss for every tensor that the task uses.

@@ -239,7 +239,7 @@ impl PaddedBatch {
         };
         let target = if model.has_encoder() { Some(self.target(model)?) } else { None };
         let before_labels = match task {
-            Task::BidirectionalLm => self.token_labels(Side::Before, spec.vocab_size)?,
+            Task::BidirectionalLm => self.token_labels(Side::Before, spec.vocab_size, "vocab_size")?,
             _ => None,
         };
         let side = match task {
@@ -248,7 +248,11 @@ impl PaddedBatch {
         };
         let token_labels = match &target {
             Some(target) => self.target_labels(target, spec.vocab_size)?,
-            None if task.predicts_tokens() => self.token_labels(side, spec.vocab_size)?,
+            None if task.predicts_tokens() => self.token_labels(side, spec.vocab_size, "vocab_size")?,
+            None if task == Task::ReplacedToken => self.token_labels(side, 2, "1: the token was replaced")?,
+            None if task == Task::TokenClassification => {
+                self.token_labels(side, model.labels().names.len(), "the model's classes")?
+            }
             None => None,
         };
         let pair_labels = self.pair_labels(task)?;
@@ -270,7 +274,9 @@ impl PaddedBatch {
             | Task::CausalLm
             | Task::BidirectionalLm
             | Task::MaskedLm
-            | Task::SequenceClassification => takes.push("labels"),
+            | Task::ReplacedToken
+            | Task::SequenceClassification
+            | Task::TokenClassification => takes.push("labels"),
             Task::NextSentence | Task::Pretraining => takes.extend(["labels", "next_sentence_label"]),
             _ => {}
         }
@@ -340,9 +346,9 @@ impl PaddedBatch {
     }
 
     /// One target a real token, shifted where a neighbour predicts it.
-    fn token_labels(&self, side: Side, vocab_size: usize) -> Result<Option<Vec<i32>>> {
-        let fits = |n: i64| n == i64::from(IGNORE) || (0..vocab_size as i64).contains(&n);
-        let what = format!("-100 or from 0 to {} (vocab_size)", vocab_size.saturating_sub(1));
+    fn token_labels(&self, side: Side, limit: usize, what: &str) -> Result<Option<Vec<i32>>> {
+        let fits = |n: i64| n == i64::from(IGNORE) || (0..limit as i64).contains(&n);
+        let what = format!("-100 or from 0 to {} ({what})", limit.saturating_sub(1));
         let Some(rows) = self.matrix("labels", fits, &what)? else { return Ok(None) };
         let mut out = Vec::new();
         for (r, (row, real)) in rows.iter().zip(&self.real).enumerate() {

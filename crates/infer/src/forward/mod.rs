@@ -193,6 +193,29 @@ impl Outputs<'_> {
                 losses.push(head.loss(tape, &pooled, ClassTargets::One(targets), mean(targets))?);
             }
         }
+        if task == Task::ReplacedToken {
+            let head = model.detector()?;
+            let logits = head.logits(&self.plain(), &Value::constant(x.tensor().clone()))?;
+            self.tokens("logits".into(), &logits)?;
+            // One number a token.
+            if let Some((_, t)) = self.tensors.last_mut() {
+                *t = t.squeeze(2)?;
+            }
+            if let Some(labels) = &ragged.token_labels {
+                let judged = (0u32..).zip(labels).filter(|(_, l)| **l != IGNORE);
+                let (rows, replaced): (Vec<u32>, Vec<f32>) = judged.map(|(i, &l)| (i, l as f32)).unzip();
+                let x = if rows.len() == labels.len() { x.clone() } else { gather_rows(tape, x, &rows)? };
+                losses.push(head.loss(tape, &x, &replaced, mean(labels))?);
+            }
+        }
+        if task == Task::TokenClassification {
+            let (head, x) = (model.classifier()?, model.tokens(tape, x)?);
+            let logits = head.logits(&self.plain(), &Value::constant(x.tensor().clone()))?;
+            self.tokens("logits".into(), &logits)?;
+            if let Some(labels) = &ragged.token_labels {
+                losses.push(head.loss(tape, &x, ClassTargets::One(labels), mean(labels))?);
+            }
+        }
         if task == Task::SequenceClassification {
             let summary = model.summary(tape, x, &ragged.input)?;
             let head = model.classifier()?;

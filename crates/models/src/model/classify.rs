@@ -1,4 +1,4 @@
-//! The part of a model that classifies sequences.
+//! The part of a model that classifies sequences or tokens.
 
 use super::Model;
 use crate::registry::Classified;
@@ -8,17 +8,32 @@ use genus_ops::{Tape, Value, dropout, gather_rows};
 use std::ops::Range;
 
 impl Model {
-    /// The head that classifies sequences, by what [`Model::summary`] gives.
+    /// The head that classifies sequences, by what [`Model::summary`] gives, or tokens, by what [`Model::tokens`] gives.
     ///
     /// # Errors
     /// When the task has none.
     pub fn classifier(&self) -> Result<&Classifier> {
-        self.part(self.parts.classifier.as_ref(), "head that classifies sequences")
+        self.part(self.parts.classifier.as_ref(), "head that classifies sequences or tokens")
     }
 
-    /// The classes of a model that classifies sequences; two without names for other tasks.
+    /// The classes of a model that classifies sequences or tokens; two without names for other tasks.
     pub fn labels(&self) -> &Labels {
         &self.labels
+    }
+
+    /// The hidden states of tokens as their classifier takes them: after dropout at the rate that the reference's class for this member
+    /// has.
+    ///
+    /// # Errors
+    /// When an operation fails.
+    pub fn tokens(&self, tape: &Tape, hidden: &Value) -> Result<Value> {
+        let rate = match (self.family.classified, self.family.classifier_dropout) {
+            (Classified::LastToken, _) => self.labels.dropout.unwrap_or(0.1),
+            // Its field is for sequences alone (DistilBERT).
+            (_, (_, Some(_))) => self.spec.dropout.residual,
+            _ => self.labels.dropout.unwrap_or(self.spec.dropout.residual),
+        };
+        Ok(dropout(tape, hidden, rate)?)
     }
 
     /// One vector a sequence, `[sequences, d]`, off which its class is read: the pooler's after dropout, or the last token's

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use genus_checkpoint::Weights;
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::{Expected, Resolution, resolve};
-use genus_nn::{Builder, Init, Source, StackSpec};
+use genus_nn::{Builder, Init, RandomSource, Source, StackSpec};
 use genus_ops::{Floats, Layout, Precision, Prepared};
 use serde_json::Value;
 use std::borrow::Cow;
@@ -24,11 +24,15 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// Packs weights for inference in this precision while they are read, as [`Model::prepare`] does afterwards.
     pub prepare: Option<Precision>,
+    /// With a seed, parameters of heads that the checkpoint lacks begin at random (which is told); without, that is an error.
+    pub begin: Option<u64>,
+    /// The classes of a model that classifies, instead of those of its configuration.
+    pub labels: Option<Labels>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { task: None, device: Device::Cpu, dtype: DType::F32, prepare: None }
+        LoadOptions { task: None, device: Device::Cpu, dtype: DType::F32, prepare: None, begin: None, labels: None }
     }
 }
 
@@ -60,11 +64,20 @@ impl Checkpoint<'_> {
         self.resolution.get(name).ok_or_else(failed)
     }
 
+    fn lacks(&self, name: &str) -> bool {
+        self.resolution.absent.iter().any(|n| n == name)
+    }
+
     fn values(&self, name: &str) -> genus_nn::Result<Cow<'_, [f32]>> {
         let failed =
             |e: genus_checkpoint::Error| genus_nn::Error::Parameter { name: name.to_owned(), reason: e.to_string() };
         self.weights.f32(self.file(name)?).map_err(failed)
     }
+}
+
+/// Whether a parameter belongs to a head.
+fn is_head(name: &str) -> bool {
+    ["lm_head.", "pooler.", "next_sentence.", "detector.", "classifier."].iter().any(|head| name.starts_with(head))
 }
 
 /// Whether all values are finite; on all threads, since it reads whole models.
@@ -81,8 +94,12 @@ fn all_finite(values: &[f32]) -> bool {
 
 impl Source for Checkpoint<'_> {
     fn get(&mut self, name: &str, shape: &[usize], init: Init) -> genus_nn::Result<Tensor> {
+        if let Some(seed) = self.options.begin.filter(|_| is_head(name) && self.lacks(name)) {
+            let t = RandomSource::new(seed).get(name, shape, init)?;
+            return Ok(t.to_dtype(self.options.dtype)?.to_device(&self.options.device)?);
+        }
         // A buffer that checkpoints may lack.
-        if init == Init::Zeros && self.resolution.absent.iter().any(|n| n == name) {
+        if init == Init::Zeros && self.lacks(name) {
             return Ok(Tensor::zeros(shape, self.options.dtype, &self.options.device)?);
         }
         let (file, values) = (self.file(name)?.to_owned(), self.values(name)?);
@@ -106,7 +123,7 @@ impl Source for Checkpoint<'_> {
         let Some(precision) = o.prepare.filter(|_| o.dtype == DType::F32 && matches!(o.device, Device::Cpu)) else {
             return Ok(None);
         };
-        if table && !self.projects {
+        if (table && !self.projects) || self.lacks(name) {
             return Ok(None);
         }
         let (d_in, d_out) = match layout {
@@ -164,28 +181,32 @@ impl Model {
         let folder = folder.as_ref();
         let (family, spec, file) = Self::read_config(folder)?;
         let task = match options.task {
-            Some(task) => task,
+            Some(task) => family.resolve(task)?,
             None => named_task(family, &file)?,
         };
-        family.check_task(task)?;
         let weights = Weights::open(folder)?;
         let names = (family.names)(task, &spec)?;
-        let labels = if task == Task::SequenceClassification {
-            Labels::read(&file, family.classifier_dropout)?
-        } else {
-            Labels::default()
+        let labels = match &options.labels {
+            Some(labels) => labels.clone(),
+            None if task.has_labels() => Labels::read(&file, family.classifier_dropout)?,
+            None => Labels::default(),
         };
         let expected: Vec<Expected> = family
             .plan_labelled(&spec, task, &labels)?
             .into_iter()
-            .map(|p| match !p.learns || (task == Task::Base && p.name.starts_with("pooler.")) {
-                true => Expected::optional(p.name, p.shape),
-                false => Expected::required(p.name, p.shape),
+            .map(|p| {
+                match !p.learns
+                    || (task == Task::Base && p.name.starts_with("pooler."))
+                    || (options.begin.is_some() && is_head(&p.name))
+                {
+                    true => Expected::optional(p.name, p.shape),
+                    false => Expected::required(p.name, p.shape),
+                }
             })
             .collect();
         let resolution = resolve(&names, &expected, &weights)?;
         let absent = resolution.absent.iter().any(|n| n.starts_with("pooler."));
-        let pooled = family.pools(task).filter(|_| !absent);
+        let pooled = family.pools(task).filter(|_| task != Task::Base || !absent);
         let (weights, resolution_ref, projects) = (&weights, &resolution, task.predicts_tokens());
         let mut source = Checkpoint { weights, resolution: resolution_ref, options, projects, not_finite: None };
         let mut b = Builder::new(&mut source);
@@ -206,8 +227,17 @@ impl Model {
                 resolution.other_heads.join(", ")
             ));
         }
-        let origin = resolution.names;
-        Ok(Loaded { model: Model { family, spec, task, parts, params, labels, extra, origin }, warnings })
+        let new: Vec<&str> = resolution.absent.iter().map(String::as_str).filter(|n| is_head(n)).collect();
+        if options.begin.is_some() && !new.is_empty() {
+            let (n, names) = (new.len(), new.join(", "));
+            warnings.push(format!(
+                "{}: {n} parameter(s) of the head for {task} begin at random: {names}",
+                folder.display()
+            ));
+        }
+        let (origin, generator) = (resolution.names, None);
+        let model = Model { family, spec, task, parts, params, labels, generator, extra, origin };
+        Ok(Loaded { model, warnings })
     }
 }
 
