@@ -12,7 +12,7 @@ use crate::report::Usage;
 options!(
     /// Which text is read, and how.
     pub(crate) Data, DataFlags {
-        /// Text, JSON lines (.jsonl) or Parquet files, or folders of them; .gz is unpacked.
+        /// Text, JSON lines (.jsonl) or Parquet files, or folders of them; for tagging CoNLL-U, or a word and its tag a line; .gz is unpacked.
         #[arg(value_name = "PATH")]
         list data: PathBuf,
         /// Field of JSON objects or column of Parquet files that holds the text.

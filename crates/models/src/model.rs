@@ -285,6 +285,9 @@ impl Model {
 
     /// Sets a field of the configuration that does not decide what is computed (`eos_token_id`).
     pub fn set_config_field(&mut self, field: &str, value: Value) {
+        if let Some(generator) = &mut self.generator {
+            generator.set_config_field(field, value.clone());
+        }
         self.extra.insert(field.to_owned(), value);
     }
 

@@ -108,6 +108,18 @@ pub enum TextError {
         /// The first line without a partner, from 1.
         line: u64,
     },
+    /// A line of a file with a word and its tag a line.
+    #[error("{}: line {line}: found {found}, expected {expected}", path.display())]
+    TaggedLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What was there.
+        found: String,
+        /// What should be.
+        expected: String,
+    },
     /// A data set too short for what was asked of it.
     #[error("too little text: {what} needs at least {needed} {unit}, found {found}")]
     TooShort {

@@ -29,12 +29,13 @@ mod spelling;
 mod tokenizer;
 
 pub use corpus::{
-    Corpus, CorpusOptions, CorpusStats, DevSplit, DocumentSplit, Documents, Pairs, Parallel, split_sentences,
+    Corpus, CorpusOptions, CorpusStats, DevSplit, DocumentSplit, Documents, Pairs, Parallel, Tagged, TaggedSentence,
+    split_sentences,
 };
 pub use dataset::{
     Batch, BuildProgress, CausalWindows, Examples, MaskingConfig, PairExamples, PairOptions, Sample, Segments,
-    SentenceSplit, SentenceStream, SequenceLabel, StreamWindows, TokenStream, Tokens, TranslationExamples,
-    TranslationOptions, WindowOptions, mask_tokens,
+    SentenceSplit, SentenceStream, SequenceLabel, StreamWindows, TaggedExamples, TaggedOptions, TaggedPiece,
+    TokenStream, Tokens, TranslationExamples, TranslationOptions, WindowOptions, mask_tokens, tagged_pieces,
 };
 pub use error::{Result, TextError};
 pub use spelling::{SENTENCE_BEGIN, SENTENCE_END, spelling, spellings};

@@ -93,6 +93,7 @@ pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) ->
             // The last token predicts the first: every row counts, as in a window of a longer text.
             Objective::Causal | Objective::Bidirectional => (0..n).map(|j| ids[(j + 1) % n] as i32).collect(),
             Objective::Classification => vec![-100; n],
+            Objective::Tagging => ids.iter().map(|&id| (id % 2) as i32).collect(),
             Objective::Translation => ids.iter().map(|&id| id as i32).collect(),
             _ => {
                 let mut labels = vec![-100; n];
@@ -105,7 +106,9 @@ pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) ->
         };
         let (token_types, next_sentence) = match objective {
             Objective::Causal | Objective::Bidirectional | Objective::Translation => (Vec::new(), None),
-            Objective::Masked | Objective::Classification => (vec![0; n], None),
+            Objective::Masked | Objective::Classification | Objective::Tagging | Objective::ReplacedTokens => {
+                (vec![0; n], None)
+            }
             Objective::Pretraining => ((0..n).map(|j| u32::from(j >= n / 2)).collect(), Some(draw.below(2) as u32)),
         };
         let label = (objective == Objective::Classification).then(|| SequenceLabel::Class(draw.below(2) as u32));

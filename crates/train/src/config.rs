@@ -82,6 +82,8 @@ pub struct TrainConfig {
     pub n_ctx: Option<usize>,
     /// Tokens of memory, instead of the preset's (Transformer-XL).
     pub memory: Option<usize>,
+    /// Size of a new generator, of replaced tokens: its share of the model's heads and width.
+    pub generator_share: f64,
     /// Dropout everywhere; by default as published, or as the folder's configuration says.
     pub dropout: Option<f32>,
 
@@ -189,6 +191,7 @@ impl Default for TrainConfig {
             vocab_size: None,
             n_ctx: None,
             memory: None,
+            generator_share: 0.25,
             dropout: None,
             data: Vec::new(),
             source: Vec::new(),
@@ -271,7 +274,8 @@ impl TrainConfig {
             return Err(Error::config("model", "empty", "a preset or a model folder"));
         }
         if self.objective == Some(Objective::Classification) {
-            let expected = "causal, masked, pretraining or translation: text alone has no labels";
+            let expected =
+                "causal, masked, pretraining, replaced-tokens, tagging or translation: text alone has no labels";
             return Err(Error::config("objective", "classification", expected));
         }
         let counts = [
@@ -318,6 +322,8 @@ impl TrainConfig {
         if let Some(s) = self.label_smoothing {
             within("label_smoothing", s, (0.0..1.0).contains(&s), "at least 0 and below 1")?;
         }
+        let share = self.generator_share;
+        within("generator_share", share, share > 0.0 && share <= 1.0, "above 0, at most 1")?;
         self.check_parallel()?;
         if let Some(d) = self.dropout {
             within("dropout", f64::from(d), (0.0..1.0).contains(&d), "at least 0 and below 1")?;

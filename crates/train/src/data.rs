@@ -7,8 +7,8 @@ use genus_models::Model;
 use genus_models::nn::Memory;
 use genus_text::{
     BuildProgress, CausalWindows, Corpus, Examples, PairExamples, PairOptions, Parallel, Sample, Segments,
-    SentenceSplit, SentenceStream, StreamWindows, TokenStream, Tokenizer, TranslationExamples, TranslationOptions,
-    WindowOptions,
+    SentenceSplit, SentenceStream, StreamWindows, Tagged, TaggedExamples, TaggedOptions, TokenStream, Tokenizer,
+    TranslationExamples, TranslationOptions, WindowOptions,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -79,6 +79,7 @@ impl Data {
         progress: impl FnMut(Phase),
     ) -> Result<Self> {
         match text {
+            Text::Tagged { train, dev } => Self::of_tagged(train, dev.as_ref(), tokenizer, run, model, progress),
             Text::Documents { train, dev } => Self::of_documents(train, dev.as_ref(), tokenizer, run, model, progress),
             Text::Pairs { train, dev } => Self::of_pairs(train, dev.as_ref(), tokenizer, run, model, progress),
         }
@@ -138,6 +139,43 @@ impl Data {
             Some(corpus) => Some(Dev::build(corpus, &tokenizer, run, model, most, |p| progress(Phase::Dev(p)))?),
         };
         Ok(Data { tokenizer, train: examples, train_tokens: train_tokens as u64, dev, fingerprint })
+    }
+
+    fn of_tagged(
+        train: &Tagged,
+        dev: Option<&Tagged>,
+        tokenizer: Tokenizer,
+        run: &Resolved,
+        model: &Model,
+        mut progress: impl FnMut(Phase),
+    ) -> Result<Self> {
+        let options = TaggedOptions {
+            labels: model.labels().names.clone(),
+            longest: run.context,
+            shuffle: true,
+            seed: run.config.seed,
+        };
+        let of_files = |e: genus_text::TextError| Error::from(e).of_files(&run.config.data);
+        let examples = TaggedExamples::build(train, &tokenizer, options.clone()).map_err(of_files)?;
+        examples.require(least_batch(run)).map_err(of_files)?;
+        let mut hash = crc32fast::Hasher::new();
+        (0..examples.epoch_len(0)).for_each(|i| hash_ids(&mut hash, &examples.sample(0, i).ids));
+        let (documents, bytes) = hash_tagged(&mut hash, train);
+        let (mut held_out, mut dev_bytes) = (None, 0);
+        if let Some(dev) = dev {
+            dev_bytes = hash_tagged(&mut hash, dev).1;
+            let options = TaggedOptions { shuffle: false, ..options };
+            let examples = TaggedExamples::build(dev, &tokenizer, options)?;
+            if examples.unknown() > 0 {
+                let n = examples.unknown();
+                progress(Phase::Note(format!("held-out text: {n} words have tags that the training text has not")));
+            }
+            held_out = Some(Dev::of(first_samples(&examples, run.config.eval_tokens.unwrap_or(0)), None));
+        }
+        let tokens = examples.tokens() as u64;
+        let crc32 = format!("{:08x}", hash.finalize());
+        let fingerprint = Fingerprint { documents, bytes, dev_bytes, tokens, crc32 };
+        Ok(Data { tokenizer, train: Arc::new(examples), train_tokens: tokens, dev: held_out, fingerprint })
     }
 
     fn of_pairs(
@@ -284,6 +322,19 @@ fn hash_pairs(hash: &mut crc32fast::Hasher, text: &Parallel) -> Result<(u64, u64
         pairs += 1;
     }
     Ok((pairs, bytes))
+}
+
+/// Number and bytes of tagged sentences.
+fn hash_tagged(hash: &mut crc32fast::Hasher, text: &Tagged) -> (u64, u64) {
+    let mut bytes = 0;
+    for sentence in text.sentences() {
+        for part in sentence.words.iter().chain(&sentence.tags) {
+            hash.update(part.as_bytes());
+            hash.update(&(part.len() as u64).to_le_bytes());
+        }
+        bytes += sentence.words.iter().map(|w| w.len() as u64).sum::<u64>();
+    }
+    (text.sentences().len() as u64, bytes)
 }
 
 /// Number and bytes of a corpus's documents.

@@ -99,6 +99,9 @@ pub enum Error {
         /// The step.
         step: u64,
     },
+    /// A model that tells replaced tokens has nothing that replaces them.
+    #[error("the model has no generator beside it, expected one: replaced tokens are its work")]
+    NoGenerator,
     /// The label of a sequence is not one that the model can learn.
     #[error("label of sequence {sequence} of the batch: found {found}, expected {expected}")]
     Label {

@@ -10,13 +10,14 @@ use serde::Serialize;
 /// How well a model predicts a held-out set.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Mean loss over all targets, in nats, without smoothing; for pretraining, the sum of the two means.
+    /// Mean loss over all targets, in nats, without smoothing; for pretraining, the sum of the two means, and for replaced tokens the
+    /// generator's mean and 50 times the model's.
     pub dev_loss: f64,
     /// `dev_loss` in bits for each byte of text; for causal models and translation (of the target).
     pub bits_per_byte: Option<f64>,
-    /// The part of `dev_loss` that next sentences have; for pretraining.
+    /// The mean of next sentences, for pretraining, or of telling replaced tokens.
     pub pair_loss: Option<f64>,
-    /// Number of tokens predicted, or of sequences classified.
+    /// Number of tokens predicted (of replaced tokens: judged), or of sequences classified.
     pub targets: usize,
 }
 
@@ -56,8 +57,8 @@ pub fn evaluate(
     }
     let scales = total.scales();
     let of_sequences = sequences * scales.sequences;
-    let pair_loss = (objective == Objective::Pretraining).then_some(of_sequences);
-    let dev_loss = tokens * scales.tokens + of_sequences;
+    let pair_loss = objective.second().map(|_| of_sequences);
+    let dev_loss = tokens * scales.tokens + objective.weight() * of_sequences;
     let bits_per_byte = bytes_per_token.map(|b| dev_loss / std::f64::consts::LN_2 / b);
     Ok(Evaluation { dev_loss, bits_per_byte, pair_loss, targets: total.tokens.max(total.sequences) })
 }

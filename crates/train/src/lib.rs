@@ -22,6 +22,7 @@ mod objective;
 mod optimizer;
 mod prefetch;
 mod ramp;
+mod replaced;
 mod run;
 mod schedule;
 mod setup;

@@ -1,6 +1,6 @@
 //! `metrics.jsonl` and the TensorBoard file of a run.
 
-use crate::{Error, Evaluation, EventWriter, Result, StepInfo, Update};
+use crate::{Error, Evaluation, EventWriter, Objective, Result, StepInfo, Update};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::Write;
@@ -15,11 +15,13 @@ pub(crate) struct Metrics {
     events: EventWriter,
     /// The evaluation before the first step; goes into the first line.
     initial: Option<Evaluation>,
+    /// What the second part of the loss is called.
+    second: &'static str,
 }
 
 impl Metrics {
     /// Opens the files of a run that goes on after step `from`; lines of later steps, and half-written ones, are removed.
-    pub fn open(folder: &Path, from: u64) -> Result<Self> {
+    pub fn open(folder: &Path, from: u64, objective: Objective) -> Result<Self> {
         let path = folder.join(METRICS);
         if path.exists() {
             let text = std::fs::read(&path).map_err(Error::io(&path))?;
@@ -32,13 +34,19 @@ impl Metrics {
         let file = File::options().create(true).append(true).open(&path).map_err(Error::io(&path))?;
         // Before step 1 the only event is the first evaluation, so what another try left of it is no loss.
         let events = EventWriter::create(folder, from + 1)?;
-        Ok(Metrics { file, path, events, initial: None })
+        let second = objective.second().unwrap_or_default();
+        Ok(Metrics { file, path, events, initial: None, second })
     }
 
     /// The evaluation before the first step.
     pub fn initial(&mut self, evaluation: &Evaluation) -> Result<()> {
         self.initial = Some(*evaluation);
-        self.events.scalars(0, &dev_scalars(evaluation))
+        self.scalars(0, &dev_scalars(evaluation, self.second))
+    }
+
+    fn scalars(&mut self, step: u64, scalars: &[(String, f64)]) -> Result<()> {
+        let all: Vec<(&str, f64)> = scalars.iter().map(|(name, x)| (name.as_str(), *x)).collect();
+        self.events.scalars(step, &all)
     }
 
     /// A logged step.
@@ -53,39 +61,39 @@ impl Metrics {
         line.insert("flops_per_second".into(), json!(info.flops_per_second.round()));
         line.insert("data_wait".into(), json!(info.data_wait));
         let mut scalars = vec![
-            ("train/loss", info.loss),
-            ("train/lr", info.lr),
-            ("train/grad_norm", info.grad_norm),
-            ("train/tokens_per_second", info.tokens_per_second),
-            ("machine/flops_per_second", info.flops_per_second),
-            ("machine/data_wait", info.data_wait),
+            ("train/loss".to_owned(), info.loss),
+            ("train/lr".to_owned(), info.lr),
+            ("train/grad_norm".to_owned(), info.grad_norm),
+            ("train/tokens_per_second".to_owned(), info.tokens_per_second),
+            ("machine/flops_per_second".to_owned(), info.flops_per_second),
+            ("machine/data_wait".to_owned(), info.data_wait),
         ];
         if let Some(fraction) = info.peak_fraction {
             line.insert("peak_fraction".into(), json!((fraction * 1e4).round() / 1e4));
-            scalars.push(("machine/peak_fraction", fraction));
+            scalars.push(("machine/peak_fraction".to_owned(), fraction));
         }
         if let Some(bytes) = info.peak_memory {
             line.insert("peak_rss_bytes".into(), json!(bytes));
-            scalars.push(("machine/peak_rss_bytes", bytes as f64));
+            scalars.push(("machine/peak_rss_bytes".to_owned(), bytes as f64));
         }
         if let Some(pairs) = update.pair_loss {
-            line.insert("next_sentence_loss".into(), json!(pairs));
-            scalars.push(("train/next_sentence_loss", pairs));
+            line.insert(self.second.into(), json!(pairs));
+            scalars.push((format!("train/{}", self.second), pairs));
         }
         if info.skipped > 0 {
             line.insert("skipped".into(), json!(info.skipped));
-            scalars.push(("train/skipped", info.skipped as f64));
+            scalars.push(("train/skipped".to_owned(), info.skipped as f64));
         }
         if let Some(e) = self.initial.take() {
-            add_dev(&mut line, "initial_", &e);
+            add_dev(&mut line, "initial_", &e, self.second);
         }
         if let Some(e) = dev {
-            add_dev(&mut line, "", e);
-            scalars.extend(dev_scalars(e));
+            add_dev(&mut line, "", e, self.second);
+            scalars.extend(dev_scalars(e, self.second));
         }
         let text = Value::Object(line).to_string() + "\n";
         self.file.write_all(text.as_bytes()).map_err(Error::io(&self.path))?;
-        self.events.scalars(info.step, &scalars)
+        self.scalars(info.step, &scalars)
     }
 
     /// Makes sure that what was logged is on the disk.
@@ -103,19 +111,19 @@ fn rounded(x: f64) -> f64 {
     (x * 10.0).round() / 10.0
 }
 
-fn add_dev(line: &mut Map<String, Value>, prefix: &str, e: &Evaluation) {
+fn add_dev(line: &mut Map<String, Value>, prefix: &str, e: &Evaluation, second: &str) {
     line.insert(format!("{prefix}dev_loss"), json!(e.dev_loss));
     if let Some(bits) = e.bits_per_byte {
         line.insert(format!("{prefix}bits_per_byte"), json!(bits));
     }
     if let Some(pairs) = e.pair_loss {
-        line.insert(format!("{prefix}dev_next_sentence_loss"), json!(pairs));
+        line.insert(format!("{prefix}dev_{second}"), json!(pairs));
     }
 }
 
-fn dev_scalars(e: &Evaluation) -> Vec<(&'static str, f64)> {
-    let mut all = vec![("dev/loss", e.dev_loss)];
-    all.extend(e.bits_per_byte.map(|b| ("dev/bits_per_byte", b)));
-    all.extend(e.pair_loss.map(|p| ("dev/next_sentence_loss", p)));
+fn dev_scalars(e: &Evaluation, second: &str) -> Vec<(String, f64)> {
+    let mut all = vec![("dev/loss".to_owned(), e.dev_loss)];
+    all.extend(e.bits_per_byte.map(|b| ("dev/bits_per_byte".to_owned(), b)));
+    all.extend(e.pair_loss.map(|p| (format!("dev/{second}"), p)));
     all
 }

@@ -23,6 +23,10 @@ pub enum Objective {
     Classification,
     /// The next token of a target, given its source (the Transformer).
     Translation,
+    /// Masked tokens, by a generator, and which tokens it put in, by the model (ELECTRA): the first mean and 50 times the second.
+    ReplacedTokens,
+    /// A class for each labelled token.
+    Tagging,
 }
 
 /// How many predictions a batch asks for.
@@ -80,10 +84,12 @@ impl std::str::FromStr for Objective {
             "bidirectional" => Ok(Objective::Bidirectional),
             "classification" => Ok(Objective::Classification),
             "translation" => Ok(Objective::Translation),
+            "replaced-tokens" => Ok(Objective::ReplacedTokens),
+            "tagging" => Ok(Objective::Tagging),
             _ => Err(Error::config(
                 "objective",
                 format!("{s:?}"),
-                "causal, bidirectional, masked, pretraining, classification or translation",
+                "causal, bidirectional, masked, pretraining, replaced-tokens, classification, tagging or translation",
             )),
         }
     }
@@ -98,6 +104,8 @@ impl std::fmt::Display for Objective {
             Objective::Bidirectional => "bidirectional",
             Objective::Classification => "classification",
             Objective::Translation => "translation",
+            Objective::ReplacedTokens => "replaced-tokens",
+            Objective::Tagging => "tagging",
         })
     }
 }
@@ -112,6 +120,8 @@ impl Objective {
             Objective::Bidirectional => Task::BidirectionalLm,
             Objective::Classification => Task::SequenceClassification,
             Objective::Translation => Task::Seq2SeqLm,
+            Objective::ReplacedTokens => Task::ReplacedToken,
+            Objective::Tagging => Task::TokenClassification,
         }
     }
 
@@ -124,6 +134,8 @@ impl Objective {
             Task::Pretraining => Some(Objective::Pretraining),
             Task::SequenceClassification => Some(Objective::Classification),
             Task::Seq2SeqLm => Some(Objective::Translation),
+            Task::ReplacedToken => Some(Objective::ReplacedTokens),
+            Task::TokenClassification => Some(Objective::Tagging),
             _ => None,
         }
     }
@@ -136,7 +148,7 @@ impl Objective {
     /// What a batch asks for.
     pub fn targets(self, batch: &Batch) -> Targets {
         match self {
-            Objective::Causal | Objective::Masked | Objective::Translation => {
+            Objective::Causal | Objective::Masked | Objective::Translation | Objective::Tagging => {
                 Targets { tokens: batch.targets(), sequences: 0 }
             }
             Objective::Bidirectional => {
@@ -144,7 +156,23 @@ impl Objective {
                 Targets { tokens: batch.targets() + before, sequences: 0 }
             }
             Objective::Pretraining => Targets { tokens: batch.targets(), sequences: batch.next_sentence.len() },
+            // Every token is judged.
+            Objective::ReplacedTokens => Targets { tokens: batch.targets(), sequences: batch.ids.len() },
             Objective::Classification => Targets { tokens: 0, sequences: batch.sequence_labels.len() },
+        }
+    }
+
+    /// What the second part of the loss counts, beside that of tokens.
+    pub(crate) fn weight(self) -> f64 {
+        if self == Objective::ReplacedTokens { crate::replaced::WEIGHT } else { 1.0 }
+    }
+
+    /// The name of the second part of the loss, where there are two.
+    pub(crate) fn second(self) -> Option<&'static str> {
+        match self {
+            Objective::Pretraining => Some("next_sentence_loss"),
+            Objective::ReplacedTokens => Some("replaced_token_loss"),
+            _ => None,
         }
     }
 
@@ -159,8 +187,8 @@ impl Objective {
         match self {
             Objective::Causal | Objective::Translation => batch.ids.len(),
             Objective::Bidirectional => 2 * batch.ids.len(),
-            Objective::Masked | Objective::Pretraining => batch.targets(),
-            Objective::Classification => 0,
+            Objective::Masked | Objective::Pretraining | Objective::ReplacedTokens => batch.targets(),
+            Objective::Classification | Objective::Tagging => 0,
         }
     }
 
@@ -180,6 +208,9 @@ impl Objective {
         smoothing: f64,
         memories: Option<&mut [StreamMemory]>,
     ) -> Result<Loss> {
+        if self == Objective::ReplacedTokens {
+            return crate::replaced::loss(model, tape, batch, scales);
+        }
         let input = input(model, batch)?;
         let hidden = match self {
             Objective::Translation => {
@@ -212,9 +243,13 @@ impl Objective {
                 let (next, before) = (side(0, &batch.labels)?, side(d, &batch.tokens_before())?);
                 weighted_sum(tape, &[(&next, 1.0), (&before, 1.0)])?
             }
-            Objective::Masked | Objective::Pretraining => {
-                let rows: Vec<u32> = (0u32..).zip(&batch.labels).filter(|(_, l)| **l >= 0).map(|(i, _)| i).collect();
-                let labels: Vec<i32> = batch.labels.iter().copied().filter(|&l| l >= 0).collect();
+            Objective::Tagging => {
+                let (rows, labels) = labelled(batch);
+                let x = model.tokens(tape, &gather_rows(tape, &hidden, &rows)?)?; // [labelled, d]
+                model.classifier()?.loss(tape, &x, ClassTargets::One(&labels), scales.tokens)?
+            }
+            Objective::Masked | Objective::Pretraining | Objective::ReplacedTokens => {
+                let (rows, labels) = labelled(batch);
                 let masked = gather_rows(tape, &hidden, &rows)?; // [masked, d]
                 model.lm_head()?.loss(tape, &masked, &labels, scales.tokens, smoothing)?
             }
@@ -233,6 +268,11 @@ impl Objective {
         let total = weighted_sum(tape, &[(&tokens, 1.0), (&pairs, 1.0)])?;
         Ok(Loss { total, tokens: Some(tokens), sequences: Some(pairs) })
     }
+}
+
+/// The rows that have a label, and the labels.
+pub(crate) fn labelled(batch: &Batch) -> (Vec<u32>, Vec<i32>) {
+    (0u32..).zip(&batch.labels).filter(|(_, l)| **l >= 0).unzip()
 }
 
 /// The loss of labels of one kind.

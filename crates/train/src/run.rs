@@ -133,6 +133,9 @@ pub(crate) fn save(folder: &Path, trainer: &Trainer, tokenizer: &Tokenizer, stat
     within(&path, |tmp| {
         model.save(tmp, &WriteOptions::default())?;
         tokenizer.save(tmp, Some(model.spec().n_ctx))?;
+        if model.generator().is_some() {
+            tokenizer.save(tmp.join("generator"), Some(model.spec().n_ctx))?;
+        }
         if matches!(model.task(), Task::CausalLm | Task::Seq2SeqLm) {
             let file = tmp.join("generation_config.json");
             let text = serde_json::to_string_pretty(&generation_config(model)).unwrap_or_default() + "\n";

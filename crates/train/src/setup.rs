@@ -3,8 +3,8 @@
 use crate::text::Text;
 use crate::{Error, Objective, Phase, Result, TrainConfig};
 use genus_checkpoint::FILE_NAMES;
-use genus_models::nn::{Init, Memory, Source, Vocabulary};
-use genus_models::{Family, LoadOptions, Model, StackSpec, find_preset};
+use genus_models::nn::{Init, Memory, RandomSource, Source, Vocabulary};
+use genus_models::{Family, Labels, LoadOptions, Model, StackSpec, find_preset};
 use genus_ops::Tensor;
 use genus_text::{Tokenizer, TokenizerSpec, TrainKind, TrainOptions};
 use std::collections::HashMap;
@@ -20,6 +20,8 @@ pub(crate) struct Plan {
     pub objective: Objective,
     /// Where weights come from; random otherwise.
     weights: Option<PathBuf>,
+    /// Of a model that tags.
+    labels: Option<Labels>,
     /// Where a tokenizer may be found if none is given.
     folder: Option<PathBuf>,
 }
@@ -78,7 +80,7 @@ impl Plan {
                 spec.dropout.inner = p;
             }
         }
-        let objective = match config.objective.or(Objective::of(family.default_task())) {
+        let objective = match config.objective.or(Objective::of(family.task_of(&config.model))) {
             Some(o) => o,
             None => {
                 return Err(Error::config(
@@ -90,7 +92,23 @@ impl Plan {
         };
         // An objective that the member cannot have is told now, not after the data was read.
         family.plan(&spec, objective.task())?;
-        Ok(Plan { family, spec, objective, weights, folder })
+        Ok(Plan { family, spec, objective, weights, labels: None, folder })
+    }
+
+    /// Settles the classes of a model that tags: those of the folder that it comes from, where it tags already, or those of the data.
+    pub fn set_labels(&mut self, found: Vec<String>) -> Result<()> {
+        let task = self.objective.task();
+        let of_folder = self.weights.as_deref().map(|f| Model::read_labels(f, task)).transpose()?.flatten();
+        let Some(labels) = of_folder else {
+            self.labels = Some(Labels { names: found, ..Labels::default() });
+            return Ok(());
+        };
+        if let Some(other) = found.iter().find(|l| !labels.names.contains(l)) {
+            let expected = format!("one of the model's tags: {}", labels.names.join(", "));
+            return Err(Error::config("data", format!("with the tag {other}"), expected));
+        }
+        self.labels = Some(labels);
+        Ok(())
     }
 
     /// A model that carries a memory reads texts side by side, in windows that need not be as long as it could take.
@@ -151,16 +169,36 @@ impl Plan {
     }
 
     /// The model with its first weights, and the spellings of its tokens where it reads characters.
-    pub fn model(&self, seed: u64, tokenizer: &Tokenizer, say: &mut dyn FnMut(&str)) -> Result<Model> {
+    pub fn model(&self, config: &TrainConfig, tokenizer: &Tokenizer, say: &mut dyn FnMut(&str)) -> Result<Model> {
+        let model = self.one(config.seed, tokenizer, say)?;
+        if self.objective != Objective::ReplacedTokens {
+            return Ok(model);
+        }
+        let (share, seed) = (config.generator_share, config.seed);
+        let Some(folder) = &self.weights else { return Ok(model.with_random_generator(share, seed)?) };
+        let model = model.load_generator(folder, &LoadOptions::default())?;
+        if model.generator().is_some() {
+            return Ok(model);
+        }
+        say(&format!("{} holds no generator: a new one begins at random", folder.display()));
+        Ok(model.with_random_generator(share, seed)?)
+    }
+
+    fn one(&self, seed: u64, tokenizer: &Tokenizer, say: &mut dyn FnMut(&str)) -> Result<Model> {
         let task = self.objective.task();
+        let labels = self.labels.clone().unwrap_or_default();
         let Some(folder) = &self.weights else {
-            let model = Model::random(self.family, self.spec.clone(), task, seed)?;
+            let source = &mut RandomSource::new(seed);
+            let model = Model::labelled(self.family, self.spec.clone(), task, labels, source)?;
             if let Vocabulary::Characters(c) = &self.spec.vocabulary {
                 model.set_spellings(&genus_text::spellings(tokenizer, self.spec.vocab_size, c.length))?;
             }
             return Ok(model);
         };
-        let loaded = Model::load(folder, &LoadOptions { task: Some(task), ..LoadOptions::default() })?;
+        // A new task's head is not in the folder.
+        let begin = (self.objective == Objective::Tagging).then_some(seed);
+        let options = LoadOptions { task: Some(task), begin, labels: self.labels.clone(), ..LoadOptions::default() };
+        let loaded = Model::load(folder, &options)?;
         loaded.warnings.iter().for_each(|w| say(w));
         if *loaded.model.spec() == self.spec {
             return Ok(loaded.model);
@@ -168,7 +206,7 @@ impl Plan {
         // Other dropout than the folder's.
         let named = |p: &genus_ops::Param| (p.name().to_owned(), p.tensor());
         let mut source = Tensors(loaded.model.params().iter().map(named).collect());
-        Ok(Model::from_source(self.family, self.spec.clone(), task, &mut source)?)
+        Ok(Model::labelled(self.family, self.spec.clone(), task, labels, &mut source)?)
     }
 }
 

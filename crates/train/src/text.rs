@@ -1,7 +1,7 @@
 //! Which text a run learns from.
 
 use crate::{Error, Objective, Result, TrainConfig};
-use genus_text::{Corpus, DevSplit, Parallel};
+use genus_text::{Corpus, DevSplit, Parallel, Tagged};
 
 /// Training and held-out text.
 #[derive(Clone, Debug)]
@@ -10,11 +10,13 @@ pub(crate) enum Text {
     Documents { train: Corpus, dev: Option<Corpus> },
     /// Sequences and their translations.
     Pairs { train: Parallel, dev: Option<Parallel> },
+    /// Sentences whose words have tags.
+    Tagged { train: Tagged, dev: Option<Tagged> },
 }
 
 impl Text {
     /// Opens what the configuration names; `corpus` stands for its documents.
-    pub fn open(config: &TrainConfig, corpus: Option<&Corpus>) -> Result<Self> {
+    pub fn open(config: &TrainConfig, objective: Objective, corpus: Option<&Corpus>) -> Result<Self> {
         let split = config.dev_split()?;
         let named = |paths: &[std::path::PathBuf], e: genus_text::TextError| Error::from(e).of_files(paths);
         if !config.source.is_empty() {
@@ -29,6 +31,17 @@ impl Text {
                     Text::Pairs { train, dev: Some(dev) }
                 }
                 _ => Text::Pairs { train: all, dev: None },
+            });
+        }
+        if objective == Objective::Tagging {
+            let all = Tagged::open(&config.data)?;
+            return Ok(match split {
+                None => Text::Tagged { train: all, dev: None },
+                Some(DevSplit::File(path)) => Text::Tagged { train: all, dev: Some(Tagged::open(&[path])?) },
+                Some(DevSplit::Fraction(f)) => {
+                    let (train, dev) = all.split_dev(f).map_err(|e| named(&config.data, e))?;
+                    Text::Tagged { train, dev: Some(dev) }
+                }
             });
         }
         let all = match corpus {
@@ -49,6 +62,7 @@ impl Text {
         match self {
             Text::Documents { train, .. } => Box::new(train.documents()),
             Text::Pairs { train, .. } => Box::new(train.lines()),
+            Text::Tagged { train, .. } => Box::new(train.lines()),
         }
     }
 }

@@ -6,8 +6,8 @@ use crate::run::{self, State};
 use crate::setup::{self, Plan, absolute};
 use crate::text::Text;
 use crate::{
-    CheckpointInfo, Data, Error, Evaluation, Hooks, Resolved, Result, Schedule, StartInfo, StepInfo, TrainConfig,
-    Trainer, Update, evaluate, freeze, peak_rss, rss,
+    CheckpointInfo, Data, Error, Evaluation, Hooks, Objective, Resolved, Result, Schedule, StartInfo, StepInfo,
+    TrainConfig, Trainer, Update, evaluate, freeze, peak_rss, rss,
 };
 use genus_checkpoint::{RunLock, atomic::clean_leftovers, state};
 use genus_models::{LoadOptions, Model};
@@ -112,13 +112,16 @@ pub fn resume(steps: Option<u64>, options: &RunOptions, hooks: &mut dyn Hooks) -
     let tokenizer = Tokenizer::open(&checkpoint)?;
     let objective = config.objective.ok_or_else(|| Error::config("objective", "missing", "as the run was started"))?;
     let load = LoadOptions { task: Some(objective.task()), ..LoadOptions::default() };
-    let model = Model::load(&checkpoint, &load)?.model;
+    let mut model = Model::load(&checkpoint, &load)?.model;
+    if objective == Objective::ReplacedTokens {
+        model = model.load_generator(&checkpoint, &load)?;
+    }
     options.place(&model)?;
     let resolved = config.resolve(objective, model.spec().n_ctx)?;
     if steps.is_some() {
         run::write_config(folder, &resolved.config)?;
     }
-    let text = Text::open(&resolved.config, options.corpus.as_ref())?;
+    let text = Text::open(&resolved.config, objective, options.corpus.as_ref())?;
     let data = Data::build(&text, tokenizer, &resolved, &model, |p| hooks.on_prepare(&p))?;
     same_data(&state, &data, &checkpoint)?;
     let mut run = Run::new(model, data, resolved, options)?;
@@ -142,7 +145,10 @@ fn fresh(
     plan.check_memory(&mut config)?;
     // What is wrong with batch and context is told before the data is read.
     let mut resolved = config.resolve(plan.objective, plan.spec.n_ctx)?;
-    let text = Text::open(&resolved.config, options.corpus.as_ref())?;
+    let text = Text::open(&resolved.config, plan.objective, options.corpus.as_ref())?;
+    if let Text::Tagged { train, .. } = &text {
+        plan.set_labels(train.labels())?;
+    }
     let tokenizer = match tokenizer {
         Some(t) => t,
         None => {
@@ -153,7 +159,7 @@ fn fresh(
     };
     plan.fit_vocabulary(&config, &tokenizer, &mut |m| hooks.on_message(m))?;
     resolved.config.vocab_size = Some(plan.spec.vocab_size);
-    let mut model = plan.model(config.seed, &tokenizer, &mut |m| hooks.on_message(m))?;
+    let mut model = plan.model(&config, &tokenizer, &mut |m| hooks.on_message(m))?;
     options.place(&model)?;
     run::set_special_ids(&mut model, &tokenizer);
     let frozen = freeze(&model, &config.freeze)?;
@@ -231,7 +237,7 @@ impl<'a> Run<'a> {
         let folder = self.options.output.clone();
         let from = self.trainer.step();
         let total = self.resolved.config.steps;
-        let mut metrics = Metrics::open(&folder, from)?;
+        let mut metrics = Metrics::open(&folder, from, self.trainer.objective())?;
         let params = self.trainer.model().params();
         let size = |p: &genus_ops::Param| p.tensor().elem_count() as u64;
         hooks.on_start(&StartInfo {

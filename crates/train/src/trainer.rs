@@ -30,7 +30,7 @@ pub struct Update {
     pub step: u64,
     /// Mean loss over the targets of the step, before the update.
     pub loss: f64,
-    /// The part of it that is about next sentences.
+    /// The mean of next sentences, or of telling replaced tokens.
     pub pair_loss: Option<f64>,
     /// Learning rate.
     pub lr: f64,

@@ -254,6 +254,13 @@ impl TrainBench {
         let task = self.task.or(self.objective.map(Objective::task));
         let (model, folder) = self.subject.open(task, Purpose::Gradients, global)?;
         let seed = global.seed;
+        // What replaces tokens is part of the step.
+        let model = match model.task() {
+            Task::ReplacedToken => {
+                model.with_random_generator(genus_train::TrainConfig::default().generator_share, seed)?
+            }
+            _ => model,
+        };
         let Some(objective) = Objective::of(model.task()) else {
             bail!("{}: the task {} has no objective; choose one with --objective", self.subject.model, model.task());
         };

@@ -19,7 +19,7 @@ options!(
         /// Start from this model's weights, with a fresh optimiser.
         #[arg(value_name = "MODEL", help_heading = "Model")]
         maybe init: PathBuf,
-        /// What is learned: causal, masked, pretraining (masked words and next sentences), or translation; by default what the model was published with.
+        /// What is learned: causal, masked, pretraining (masked words and next sentences), replaced-tokens, tagging, or translation; by default what the model was published with.
         #[arg(value_name = "OBJECTIVE", help_heading = "Model")]
         maybe objective: Objective,
         /// Number of layers, instead of the preset's.
@@ -43,6 +43,9 @@ options!(
         /// Tokens of memory, instead of the preset's (Transformer-XL).
         #[arg(value_name = "N", help_heading = "Model")]
         maybe memory: usize,
+        /// Size of a new generator, of replaced tokens (ELECTRA): its share of the model's heads and width; published are 1/4, and 1/3 for base.
+        #[arg(value_name = "SHARE", allow_negative_numbers = true, help_heading = "Model")]
+        value generator_share: f64 = library().generator_share,
         /// Dropout everywhere; by default as published.
         #[arg(value_name = "P", allow_negative_numbers = true, help_heading = "Model")]
         maybe dropout: f32,
@@ -59,7 +62,7 @@ options!(
         /// Held-out text file with the translations.
         #[arg(value_name = "FILE", help_heading = "Data")]
         list dev_target: PathBuf,
-        /// Held-out text: a file or folder, a fraction of the data, or none; by default 0.05.
+        /// Held-out text: a file or folder (of words and tags for tagging), a fraction of the data, or none; by default 0.05.
         #[arg(value_name = "FILE|FRACTION", help_heading = "Data")]
         maybe dev: String,
         /// Folder, train:bpe:8000, train:wordpiece:8000, train:unigram:8000 or bytes; by default the model folder's, or one trained on the data.

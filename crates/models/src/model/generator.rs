@@ -3,8 +3,8 @@
 use super::{Model, Parts};
 use crate::{Error, LoadOptions, Result, Task};
 use genus_checkpoint::WriteOptions;
-use genus_nn::{Builder, Init, Source, StackSpec, TokenWidth};
-use genus_ops::{Param, Tensor};
+use genus_nn::{Builder, Init, RandomSource, Source, StackSpec, TokenWidth};
+use genus_ops::{Device, Param, Tensor};
 use serde_json::Map;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -76,6 +76,16 @@ impl Model {
         let generator = Model { family, spec, task, parts, params, labels, generator: None, extra, origin };
         self.generator = Some(Box::new(generator));
         Ok(self)
+    }
+
+    /// The model with a new generator of that share of its size ([`Model::generator_spec`]).
+    ///
+    /// # Errors
+    /// As [`Model::with_generator`].
+    pub fn with_random_generator(self, share: f64, seed: u64) -> Result<Self> {
+        let spec = self.generator_spec(share)?;
+        let dtype = self.params[0].tensor().dtype();
+        self.with_generator(spec, &mut RandomSource::on(seed, dtype, Device::Cpu))
     }
 
     /// The model with the generator that [`Model::save`] wrote into the folder with it; as it is where there is none.

@@ -172,6 +172,18 @@ impl Model {
         Ok((family, spec, file))
     }
 
+    /// The classes in a folder's configuration, if its model is made for `task`.
+    ///
+    /// # Errors
+    /// As [`Model::read_config`], and when the classes cannot be.
+    pub fn read_labels(folder: &Path, task: Task) -> Result<Option<Labels>> {
+        let (family, _, file) = Self::read_config(folder)?;
+        match named_task(family, &file) {
+            Ok(found) if found == task => Ok(Some(Labels::read(&file, family.classifier_dropout)?)),
+            _ => Ok(None),
+        }
+    }
+
     /// Loads a model folder in Hugging Face's layout.
     ///
     /// # Errors

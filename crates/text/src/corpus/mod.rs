@@ -4,9 +4,11 @@ mod parallel;
 mod read;
 mod sentences;
 mod table;
+mod tagged;
 
 pub use parallel::{Pairs, Parallel};
 pub use sentences::split_sentences;
+pub use tagged::{Tagged, TaggedSentence};
 
 use crate::error::{Result, TextError};
 use read::{Lines, clean};

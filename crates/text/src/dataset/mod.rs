@@ -5,6 +5,7 @@ mod mask;
 mod pairs;
 mod stream;
 mod streams;
+mod tagged;
 mod translation;
 
 pub use causal::{CausalWindows, WindowOptions};
@@ -12,6 +13,7 @@ pub use mask::{MaskingConfig, mask_tokens};
 pub use pairs::{PairExamples, PairOptions, Segments};
 pub use stream::{BuildProgress, SentenceSplit, SentenceStream, TokenStream, Tokens};
 pub use streams::StreamWindows;
+pub use tagged::{TaggedExamples, TaggedOptions, TaggedPiece, tagged_pieces};
 pub use translation::{TranslationExamples, TranslationOptions};
 
 /// What is known about a whole example, for models that classify sequences.

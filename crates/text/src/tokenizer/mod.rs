@@ -213,6 +213,23 @@ impl Tokenizer {
         }
     }
 
+    /// The tokens put before and after a single sequence; none where that is not so simple.
+    pub fn around(&self) -> (&[u32], &[u32]) {
+        self.inner.wrap.as_ref().map_or((&[], &[]), |(before, after)| (before, after))
+    }
+
+    /// The ids of one word of a text that is given word by word. As elsewhere, byte-level BPE takes it with a space before it, as most
+    /// words have one.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
+        match self.kind() {
+            TokenizerKind::ByteLevelBpe => self.encode(&format!(" {word}"), false),
+            _ => self.encode(word, false),
+        }
+    }
+
     /// The token of an id, in the vocabulary's own spelling (`Ġthe`, `##ing`).
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.library.id_to_token(id)
