@@ -60,7 +60,10 @@ fn models(dtype: DType) -> Vec<(String, Objective, Model)> {
             spec.init.std = 0.2;
             (spec.dropout.embedding, spec.dropout.attention, spec.dropout.residual) = (0.1, 0.2, 0.15);
             let source = &mut RandomSource::on(3, dtype, Device::Cpu);
-            let model = Model::from_source(family, spec, *task, source).unwrap();
+            let mut model = Model::from_source(family, spec, *task, source).unwrap();
+            if objective == Objective::ReplacedTokens {
+                model = model.with_random_generator(0.3, 4).unwrap();
+            }
             all.push((format!("{} {objective}", family.name), objective, model));
         }
     }

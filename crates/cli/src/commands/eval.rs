@@ -9,6 +9,7 @@ use genus_infer::{Bleu, BleuOptions, bleu};
 use serde_json::json;
 
 use crate::Context;
+use crate::commands::eval_words::{EvalFill, EvalTagging};
 use crate::commands::translate::{SearchFlags, Translator, lines_of};
 use crate::report::json_line;
 
@@ -17,6 +18,8 @@ use crate::report::json_line;
 pub(crate) enum EvalCommand {
     Translation(EvalTranslation),
     Bleu(EvalBleu),
+    Tagging(EvalTagging),
+    Fill(EvalFill),
 }
 
 impl EvalCommand {
@@ -24,6 +27,8 @@ impl EvalCommand {
         match self {
             Self::Translation(command) => command.run(context),
             Self::Bleu(command) => command.run(context),
+            Self::Tagging(command) => command.run(context),
+            Self::Fill(command) => command.run(context),
         }
     }
 }

@@ -7,6 +7,7 @@ mod bench;
 mod convert;
 mod embed;
 mod eval;
+mod eval_words;
 mod forward;
 mod generate;
 mod inspect;
