@@ -4,8 +4,8 @@
 use crate::{Builder, Error, Init, Result, StackSpec, Vocabulary};
 use candle_core::{D, Tensor};
 use genus_ops::{
-    Activation, IGNORE, Layout, Param, Projection, Tape, Value, cross_entropy, embedding, gather_rows, join_rows,
-    linear, weighted_sum,
+    Activation, IGNORE, Layout, Param, Projection, Tape, Value, cross_entropy, cross_entropy_rows, embedding,
+    gather_rows, join_rows, linear, weighted_sum,
 };
 use std::ops::Range;
 
@@ -150,32 +150,64 @@ impl AdaptiveSoftmax {
         }
     }
 
-    /// `scale` times the summed cross-entropy of the targets.
-    pub fn loss(&self, tape: &Tape, x: &Value, targets: &[i32], scale: f64, smoothing: f64) -> Result<Value> {
+    /// What each part of the output predicts: its number, the rows that it is asked for, and their targets.
+    fn parts(&self, targets: &[i32]) -> Vec<(usize, Option<Vec<u32>>, Vec<i32>)> {
         let frequent = self.groups[0].len();
         let group_of = |t: i32| self.groups.iter().position(|g| t >= 0 && g.contains(&(t as usize)));
         let first = targets.iter().map(|&t| match group_of(t) {
-            None => t,
-            Some(0) => t,
+            None | Some(0) => t,
             Some(i) => (frequent + i - 1) as i32,
         });
-        let mut terms = Vec::new();
-        let mut add = |i: usize, x: &Value, targets: &[i32]| -> Result<()> {
-            let (weight, bias) = self.group(tape, i)?;
-            let x = self.narrowed(tape, x, i)?;
-            let p = Projection { weight: &weight, bias: Some(&bias), layout: Layout::OutIn, smoothing, scale };
-            terms.push(cross_entropy(tape, &x, &p, targets)?);
-            Ok(())
-        };
-        add(0, x, &first.collect::<Vec<i32>>())?;
+        let mut parts = vec![(0, None, first.collect())];
         for (i, group) in self.groups.iter().enumerate().skip(1) {
             let of = |(_, t): &(u32, &i32)| **t != IGNORE && group.contains(&(**t as usize));
             let (rows, wanted): (Vec<u32>, Vec<i32>) =
                 (0u32..).zip(targets).filter(of).map(|(r, t)| (r, t - group.start as i32)).unzip();
-            // Without a row, too: the group's parameters are then reached by a gradient of zero.
-            add(i, &gather_rows(tape, x, &rows)?, &wanted)?;
+            parts.push((i, Some(rows), wanted));
+        }
+        parts
+    }
+
+    fn part<R>(
+        &self,
+        tape: &Tape,
+        x: &Value,
+        (i, rows): (usize, Option<&[u32]>),
+        run: impl FnOnce(&Value, Projection<'_>) -> genus_ops::Result<R>,
+    ) -> Result<R> {
+        let x = match rows {
+            None => x.clone(),
+            Some(rows) => gather_rows(tape, x, rows)?,
+        };
+        let (weight, bias) = self.group(tape, i)?;
+        let x = self.narrowed(tape, &x, i)?;
+        let p = Projection { weight: &weight, bias: Some(&bias), layout: Layout::OutIn, smoothing: 0.0, scale: 1.0 };
+        Ok(run(&x, p)?)
+    }
+
+    /// `scale` times the summed cross-entropy of the targets.
+    pub fn loss(&self, tape: &Tape, x: &Value, targets: &[i32], scale: f64, smoothing: f64) -> Result<Value> {
+        let mut terms = Vec::new();
+        // A part without a row, too: its parameters are then reached by a gradient of zero.
+        for (i, rows, targets) in self.parts(targets) {
+            terms.push(self.part(tape, x, (i, rows.as_deref()), |x, p| {
+                cross_entropy(tape, x, &Projection { smoothing, scale, ..p }, &targets)
+            })?);
         }
         Ok(weighted_sum(tape, &terms.iter().map(|t| (t, 1.0)).collect::<Vec<_>>())?)
+    }
+
+    /// The cross-entropy of each target, 0 where there is none. No gradient flows.
+    pub fn losses(&self, tape: &Tape, x: &Value, targets: &[i32]) -> Result<Vec<f64>> {
+        let mut total = vec![0.0; targets.len()];
+        for (i, rows, wanted) in self.parts(targets) {
+            let losses = self.part(tape, x, (i, rows.as_deref()), |x, p| cross_entropy_rows(tape, x, &p, &wanted))?;
+            match rows {
+                None => total = losses,
+                Some(rows) => rows.iter().zip(losses).for_each(|(&r, loss)| total[r as usize] += loss),
+            }
+        }
+        Ok(total)
     }
 
     /// Log-probabilities `[n, v]` of hidden states `[n, d]`. No gradient flows.

@@ -5,8 +5,8 @@ use crate::layer::{Affine, NormParams};
 use crate::{Builder, Error, Init, Result, Stack, StackSpec, Tying};
 use genus_ops::profile::{Operation, within};
 use genus_ops::{
-    Activation, Distance, Layout, Param, Precision, Projection, Spans, Tape, Value, cross_entropy, distance, dropout,
-    gather_rows, linear, residual_norm,
+    Activation, Distance, Layout, Param, Precision, Projection, Spans, Tape, Value, cross_entropy, cross_entropy_rows,
+    distance, dropout, gather_rows, linear, residual_norm,
 };
 
 /// What stands between the hidden states and a head's projection.
@@ -150,6 +150,20 @@ impl LmHead {
         };
         let p = Projection { weight: &weight, bias: bias.as_ref(), layout: Layout::OutIn, smoothing, scale };
         Ok(cross_entropy(tape, &x, &p, targets)?)
+    }
+
+    /// The cross-entropy of each target (`-100`: none, 0), of which [`LmHead::loss`] is the sum. No gradient flows.
+    ///
+    /// # Errors
+    /// As [`LmHead::loss`].
+    pub fn losses(&self, tape: &Tape, x: &Value, targets: &[i32]) -> Result<Vec<f64>> {
+        let x = self.transformed(tape, x)?;
+        let (weight, bias) = match &self.projection {
+            Output::Adaptive(softmax) => return softmax.losses(tape, &x, targets),
+            Output::Whole { weight, bias, .. } => (tape.param(weight), Self::bias(tape, bias)?),
+        };
+        let p = Projection { weight: &weight, bias: bias.as_ref(), layout: Layout::OutIn, smoothing: 0.0, scale: 1.0 };
+        Ok(cross_entropy_rows(tape, &x, &p, targets)?)
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct Wanted<'a> {
     pub x: Option<&'a mut [f32]>,
     pub weight: Option<&'a mut [f32]>,
     pub bias: Option<&'a mut [f32]>,
+    /// Not a gradient: each row's loss, without the scale; 0 without a target.
+    pub losses: Option<&'a mut [f64]>,
 }
 
 /// Elements that are summed in f32 before they join the row's sum in f64.
@@ -121,6 +123,10 @@ pub(crate) fn forward(h: &Head<'_>, x: &[f32], targets: &[i32], mut wanted: Want
     assert!(wanted.x.as_ref().is_none_or(|g| g.len() == x.len()));
     assert!(wanted.weight.as_ref().is_none_or(|g| g.len() == h.weight.len()));
     assert!(wanted.bias.as_ref().is_none_or(|g| g.len() == vocab));
+    assert!(wanted.losses.as_ref().is_none_or(|l| l.len() == targets.len()));
+    if let Some(l) = &mut wanted.losses {
+        l.fill(0.0);
+    }
     let kept: Vec<u32> = (0..targets.len()).filter(|&i| targets[i] != IGNORE).map(|i| i as u32).collect();
     if kept.is_empty() {
         [wanted.x, wanted.weight, wanted.bias].into_iter().flatten().for_each(|g| g.fill(0.0));
@@ -153,6 +159,9 @@ pub(crate) fn forward(h: &Head<'_>, x: &[f32], targets: &[i32], mut wanted: Want
         project(s, x, h.weight, h.layout, h.bias, Activation::Identity, None, logits);
         each_row(h, chunk, targets, gradient, logits, &mut losses);
         total += losses[..n].iter().sum::<f64>();
+        if let Some(l) = &mut wanted.losses {
+            chunk.iter().zip(&losses).for_each(|(&i, loss)| l[i as usize] = *loss);
+        }
         if let Some(g) = &mut wanted.weight {
             weight_gradient(s, x, logits, h.layout, g, c > 0);
         }
@@ -266,10 +275,14 @@ mod tests {
                 every_level(|| {
                     thread_invariant(|| {
                         let (mut dx, mut dw, mut db) = (vec![7.0; n * d], vec![7.0; d * v], vec![7.0; v]);
-                        let wanted = Wanted { x: Some(&mut dx), weight: Some(&mut dw), bias: Some(&mut db) };
+                        let mut each = vec![7.0; n];
+                        let losses = Some(&mut each[..]);
+                        let wanted = Wanted { x: Some(&mut dx), weight: Some(&mut dw), bias: Some(&mut db), losses };
                         let found = forward(&h, &x, &targets, wanted);
                         assert_eq!(found.to_bits(), forward(&h, &x, &targets, Wanted::default()).to_bits());
                         close(found as f32, loss, 2e-6);
+                        close((each.iter().sum::<f64>() * h.scale) as f32, loss, 2e-6);
+                        assert!(each.iter().zip(&targets).all(|(l, t)| (*l == 0.0) == (*t == IGNORE)));
                         let at = |i: usize, j: usize| match layout {
                             Layout::InOut => i * v + j,
                             Layout::OutIn => j * d + i,
@@ -304,7 +317,7 @@ mod tests {
             precision: Precision::F32,
         };
         let (mut dx, mut dw) = (vec![7.0; 6], vec![7.0; 12]);
-        let wanted = Wanted { x: Some(&mut dx), weight: Some(&mut dw), bias: None };
+        let wanted = Wanted { x: Some(&mut dx), weight: Some(&mut dw), ..Wanted::default() };
         assert_eq!(forward(&h, &data(6, 2), &[IGNORE, IGNORE], wanted), 0.0);
         assert!(dx.iter().chain(&dw).all(|g| *g == 0.0));
     }

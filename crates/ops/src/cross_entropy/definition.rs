@@ -25,6 +25,11 @@ pub(crate) fn cross_entropy(
 
 /// The loss of given logits.
 pub(crate) fn loss(logits: &Tensor, smoothing: f64, scale: f64, targets: &[i32]) -> Result<Tensor> {
+    Ok(losses(logits, smoothing, targets)?.sum_all()?.affine(scale, 0.0)?)
+}
+
+/// Each row's loss, 0 without a target.
+pub(crate) fn losses(logits: &Tensor, smoothing: f64, targets: &[i32]) -> Result<Tensor> {
     let log_p = log_softmax(logits)?;
     let kept: Vec<f32> = targets.iter().map(|&t| if t == IGNORE { 0.0 } else { 1.0 }).collect();
     let index: Vec<u32> = targets.iter().map(|&t| t.max(0) as u32).collect();
@@ -35,5 +40,5 @@ pub(crate) fn loss(logits: &Tensor, smoothing: f64, scale: f64, targets: &[i32])
     if smoothing != 0.0 {
         loss = loss.sub(&log_p.mean(D::Minus1)?.affine(smoothing, 0.0)?)?;
     }
-    Ok(loss.mul(&kept)?.sum_all()?.affine(scale, 0.0)?)
+    Ok(loss.mul(&kept)?)
 }
