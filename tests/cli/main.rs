@@ -4,6 +4,7 @@ mod basics;
 mod bench;
 mod convert;
 mod embed;
+mod evaluate;
 mod forward;
 mod generate;
 mod interrupted;

@@ -61,9 +61,20 @@ pub(crate) enum Purpose {
 /// Loads a folder or hub id for a task (by default the one that its configuration names). What there is to say about unused tensors goes to
 /// standard error.
 pub(crate) fn open(model: &str, task: Option<Task>, purpose: Purpose, global: &Global) -> anyhow::Result<Opened> {
+    open_with_memory(model, task, None, purpose, global)
+}
+
+/// As [`open`], with that many tokens of memory instead of the configuration's.
+pub(crate) fn open_with_memory(
+    model: &str,
+    task: Option<Task>,
+    memory: Option<usize>,
+    purpose: Purpose,
+    global: &Global,
+) -> anyhow::Result<Opened> {
     let folder = model_folder(model)?;
     let prepare = (purpose == Purpose::Inference).then(|| global.precision());
-    let options = LoadOptions { task, device: global.device()?, prepare, ..LoadOptions::default() };
+    let options = LoadOptions { task, device: global.device()?, prepare, memory, ..LoadOptions::default() };
     let loaded = Model::load(&folder, &options)?;
     for warning in &loaded.warnings {
         anstream::eprintln!("\x1b[33mnote:\x1b[0m {warning}");

@@ -1,7 +1,8 @@
 //! Running models: generation, raw outputs for checking, sentence vectors, scores and measurements.
 //!
 //! - [`Engine`] continues prompts, many together, greedily, by sampling or by beam search.
-//! - [`embed`] turns lines into vectors; [`score_continuations`] and [`score_stream`] tell how likely tokens are.
+//! - [`embed`] turns lines into vectors; [`score_continuations`] and [`score_stream`] tell how likely tokens are; [`ContextLosses`] how much
+//!   context a model makes use of.
 //! - [`fn@represent`] gives a word's vector in its context.
 //! - [`fn@fill`] tells how well hidden words are filled, [`tag`] and [`tag_scores`] what and how good the tags of words are.
 //! - [`mod@bench`] measures, beside the machine's ceilings.
@@ -9,6 +10,7 @@
 
 pub mod bench;
 mod bleu;
+mod context_length;
 mod embed;
 mod engine;
 mod error;
@@ -19,6 +21,7 @@ mod score;
 mod tagging;
 
 pub use bleu::{Bleu, BleuOptions, bleu};
+pub use context_length::{ContextLosses, EffectiveContext};
 pub use embed::{EmbedOptions, Embeddings, Pooling, embed, embed_ids, encode_lines, read_lines};
 pub use engine::{
     Batch, Beam, BeamOptions, Completion, Engine, Event, FinishReason, GenerateOptions, GenerationConfig,
@@ -28,5 +31,5 @@ pub use error::{Error, Result};
 pub use fill::{FillOptions, FillScore, Filling, fill};
 pub use forward::{ForwardOptions, PaddedBatch, forward};
 pub use represent::{Representation, cosine, represent};
-pub use score::{Score, StreamOptions, StreamScore, score_continuations, score_stream};
+pub use score::{Score, StreamOptions, StreamScore, score_continuations, score_stream, score_tokens};
 pub use tagging::{EntityScore, TagScores, tag, tag_scores};

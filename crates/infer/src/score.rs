@@ -4,7 +4,9 @@ use crate::engine::{argmax, log_sum_exp, require_causal};
 use crate::{Error, Result};
 use genus_models::{Input, Model, SequenceCache};
 use genus_nn::Hidden;
-use genus_ops::{IGNORE, Precision, Tape, gather_rows, scalar, to_vec};
+use genus_ops::{Precision, Tape, gather_rows, to_vec};
+use std::ops::Range;
+use std::time::Instant;
 
 /// How likely a continuation is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,12 +93,18 @@ fn logits(model: &Model, tape: &Tape, hidden: &Hidden, rows: &[u32]) -> Result<V
 }
 
 /// How a stream is read.
+///
+/// A model without memory reads windows, each for itself. One with memory reads segments one after the other and keeps as many
+/// keys and values of those before as its memory is long ([`genus_models::LoadOptions::memory`] makes it another); without memory (of
+/// length 0) it reads windows as well, as long as any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// Length of a window; the model's context when not given.
+    /// Length of a window or segment; when not given the model's context, or as much as its memory.
     pub window: Option<usize>,
-    /// How many tokens of a window were already scored in the one before and only serve as context.
+    /// How many tokens of a window were already scored in the one before and only serve as context; 0 where memory is carried.
     pub overlap: usize,
+    /// Tokens before this place are read, but not scored.
+    pub from: usize,
     /// Windows are run together up to that many tokens.
     pub batch_tokens: usize,
     /// Precision of matrix products.
@@ -105,7 +113,7 @@ pub struct StreamOptions {
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        StreamOptions { window: None, overlap: 0, batch_tokens: 4096, precision: Precision::default() }
+        StreamOptions { window: None, overlap: 0, from: 1, batch_tokens: 4096, precision: Precision::default() }
     }
 }
 
@@ -116,6 +124,8 @@ pub struct StreamScore {
     pub nats: f64,
     /// Number of tokens that were predicted (the first one is not).
     pub tokens: usize,
+    /// Time of the passes that predicted them.
+    pub seconds: f64,
 }
 
 impl StreamScore {
@@ -133,19 +143,43 @@ impl StreamScore {
     pub fn bits_per_byte(&self, bytes: usize) -> f64 {
         self.nats / std::f64::consts::LN_2 / bytes.max(1) as f64
     }
+
+    /// Tokens that a second predicts.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.seconds.max(1e-12)
+    }
 }
 
-/// Scores every token of a stream but the first, each given those before it in its window. Windows are `window` long and begin
-/// `window - overlap` apart.
+/// Scores every token of a stream but the first, each given those before it in its window, or in its segment and the memory.
+/// Windows are `window` long and begin `window - overlap` apart. [`StreamOptions`] says which model reads how.
 ///
 /// # Errors
-/// When the model does not predict the next token, the window cannot be, or the stream has fewer than two tokens.
+/// When the model does not predict the next token, the window or overlap cannot be, or the stream has fewer than two tokens.
 pub fn score_stream(model: &Model, ids: &[u32], options: &StreamOptions) -> Result<StreamScore> {
+    score_tokens(model, ids, options, |_, _| {})
+}
+
+/// As [`score_stream`]; `each` is told the place of every token that is scored, in order, and its `-ln p`.
+///
+/// # Errors
+/// As [`score_stream`].
+pub fn score_tokens(
+    model: &Model,
+    ids: &[u32],
+    options: &StreamOptions,
+    mut each: impl FnMut(usize, f64),
+) -> Result<StreamScore> {
     require_causal(model, "score")?;
-    let n_ctx = model.spec().n_ctx;
-    let window = options.window.unwrap_or(n_ctx);
-    if window == 0 || window > n_ctx {
-        return Err(Error::option("window", window, format!("from 1 to {n_ctx} (n_ctx)")));
+    let spec = model.spec();
+    let carries = spec.memory_length() > 0;
+    let window = options.window.unwrap_or(spec.segment());
+    if window == 0 || window > spec.n_ctx {
+        let name = if carries { "segment_length" } else { "context" };
+        return Err(Error::option(name, window, format!("from 1 to {} (n_ctx)", spec.n_ctx)));
+    }
+    if carries && options.overlap > 0 {
+        let expected = format!("0: segments follow each other, since a memory of {} is carried", spec.memory_length());
+        return Err(Error::option("overlap", options.overlap, expected));
     }
     if options.overlap >= window {
         return Err(Error::option("overlap", options.overlap, format!("below the window of {window}")));
@@ -153,35 +187,73 @@ pub fn score_stream(model: &Model, ids: &[u32], options: &StreamOptions) -> Resu
     if ids.len() < 2 {
         return Err(Error::option("tokens of the stream", ids.len(), "at least 2"));
     }
-    let mut score = StreamScore::default();
-    // Inputs and targets of each window; the first window scores all of its targets, others those beyond the overlap.
-    let (mut inputs, mut targets): (Vec<&[u32]>, Vec<i32>) = (Vec::new(), Vec::new());
-    let mut run = |inputs: &mut Vec<&[u32]>, targets: &mut Vec<i32>| -> Result<()> {
-        let tape = Tape::inference().with_precision(options.precision);
-        let input = Input::from_sequences(inputs);
-        let hidden = model.hidden(&tape, &input, None, false)?;
-        let loss = model.lm_head()?.loss(&tape, &hidden.last, targets, 1.0, 0.0)?;
-        score.nats += scalar(loss.tensor())?;
-        score.tokens += targets.iter().filter(|&&t| t != IGNORE).count();
-        inputs.clear();
-        targets.clear();
-        Ok(())
-    };
+    if options.from >= ids.len() {
+        let expected = format!("below the number of tokens, {}", ids.len());
+        return Err(Error::option("from", options.from, expected));
+    }
+    let mut reader =
+        Reader { model, options, caches: vec![], inputs: vec![], places: vec![], score: Default::default() };
+    if carries {
+        reader.caches.push(SequenceCache::new());
+    }
     let mut start = 0;
     loop {
         let end = (start + window).min(ids.len() - 1);
-        inputs.push(&ids[start..end]);
         let known = if start == 0 { 0 } else { options.overlap };
-        targets.extend(
-            ids[start + 1..end + 1].iter().enumerate().map(|(i, &t)| if i < known { IGNORE } else { t as i32 }),
-        );
+        let scored = (start + known + 1).max(options.from)..end + 1;
         let last = end == ids.len() - 1;
-        if last || targets.len() + window > options.batch_tokens {
-            run(&mut inputs, &mut targets)?;
+        if carries || !scored.is_empty() {
+            reader.inputs.push(start..end);
+            reader.places.push(scored);
+        }
+        let full = reader.inputs.iter().map(|r| r.len()).sum::<usize>() + window > options.batch_tokens;
+        if !reader.inputs.is_empty() && (last || carries || full) {
+            reader.run(ids, &mut each)?;
         }
         if last {
-            return Ok(score);
+            return Ok(reader.score);
         }
         start += window - options.overlap;
+    }
+}
+
+/// Windows that are run together, or the one segment that is next.
+struct Reader<'a> {
+    model: &'a Model,
+    options: &'a StreamOptions,
+    /// That of the stream, where memory is carried.
+    caches: Vec<SequenceCache>,
+    /// Tokens that are read.
+    inputs: Vec<Range<usize>>,
+    /// Tokens that are scored, for each of them.
+    places: Vec<Range<usize>>,
+    score: StreamScore,
+}
+
+impl Reader<'_> {
+    fn run(&mut self, ids: &[u32], each: &mut impl FnMut(usize, f64)) -> Result<()> {
+        let begin = Instant::now();
+        let tape = Tape::inference().with_precision(self.options.precision);
+        let inputs: Vec<&[u32]> = self.inputs.iter().map(|r| &ids[r.clone()]).collect();
+        let input = Input::from_sequences(&inputs);
+        let caches = (!self.caches.is_empty()).then_some(&mut self.caches[..]);
+        let hidden = self.model.hidden(&tape, &input, caches, false)?;
+        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        for ((scored, read), span) in self.places.iter().zip(&self.inputs).zip(input.spans.iter()) {
+            rows.extend(scored.clone().map(|t| (span.start + t - 1 - read.start) as u32));
+            targets.extend(scored.clone().map(|t| ids[t] as i32));
+        }
+        if !rows.is_empty() {
+            let x =
+                if rows.len() == input.spans.total() { hidden.last } else { gather_rows(&tape, &hidden.last, &rows)? };
+            let losses = self.model.lm_head()?.losses(&tape, &x, &targets)?;
+            self.score.seconds += begin.elapsed().as_secs_f64();
+            self.score.tokens += losses.len();
+            self.score.nats += losses.iter().sum::<f64>();
+            self.places.iter().cloned().flatten().zip(losses).for_each(|(t, loss)| each(t, loss));
+        }
+        self.inputs.clear();
+        self.places.clear();
+        Ok(())
     }
 }

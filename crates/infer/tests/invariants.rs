@@ -1,7 +1,9 @@
 //! What holds for every registered model, bit for bit: a sequence alone is the same sequence in any batch, cached is uncached,
 //! the future is not seen, the number of threads changes nothing, and neither does saving and loading.
 
-use genus_infer::{Engine, GenerateOptions, Request, Sampling, StreamOptions, score_continuations, score_stream};
+use genus_infer::{
+    Engine, GenerateOptions, Request, Sampling, StreamOptions, score_continuations, score_stream, score_tokens,
+};
 use genus_models::{Dimensions, Encoded, Family, Input, LoadOptions, Model, SequenceCache, Task, families};
 use genus_nn::{Attend, Bands, CellOutput, Directions, Encoder, Memory, Mixing, Vocabulary};
 use genus_ops::{IGNORE, Level, Precision, Tape, Value, columns, pool, to_vec, weighted_sum, with_level};
@@ -432,8 +434,12 @@ fn scores(precision: Precision) {
         assert_eq!(whole.tokens, text.len() - 1);
         assert!((whole.nats + by_hand(0..text.len() - 1)).abs() < 1e-3, "{whole:?}");
         assert!((whole.perplexity() - whole.loss().exp()).abs() < 1e-9);
+        if model.spec().memory != Memory::None {
+            segments(model, text, precision);
+            continue;
+        }
         // Windows of 8 that overlap by 5: every token is scored once, with a context of its window.
-        let windows = StreamOptions { window: Some(8), overlap: 5, batch_tokens: 20, precision };
+        let windows = StreamOptions { window: Some(8), overlap: 5, batch_tokens: 20, precision, ..Default::default() };
         let windows = score_stream(model, text, &windows).unwrap();
         assert_eq!(windows.tokens, text.len() - 1);
         let mut by_windows = 0.0;
@@ -451,6 +457,43 @@ fn scores(precision: Precision) {
             }
         }
         assert!((windows.nats - by_windows).abs() < 1e-3, "{} {by_windows}", windows.nats);
+    }
+}
+
+/// Segments of any length with the memory's keys and values kept are what those with the memory itself carried are; and a memory of
+/// another length than the configuration's is what it says.
+fn segments(model: &Model, text: &[u32], precision: Precision) {
+    let folder = tempfile::tempdir().unwrap();
+    model.save(folder.path(), &Default::default()).unwrap();
+    for (memory, segment, from) in [(7, 8, 1), (7, 3, 1), (20, 5, 1), (3, 1, 12), (60, 33, 2)] {
+        let options = LoadOptions { memory: Some(memory), ..LoadOptions::default() };
+        let model = Model::load(folder.path(), &options).unwrap().model;
+        assert_eq!(model.spec().memory_length(), memory);
+        let mut memories = vec![model.new_memory().unwrap().unwrap()];
+        assert_eq!(memories[0].tensors()[0].dims()[0], memory);
+        let mut by_hand = 0.0;
+        for start in (0..text.len() - 1).step_by(segment) {
+            let end = (start + segment).min(text.len() - 1);
+            let tape = Tape::inference().with_precision(precision);
+            let input = Input::from_sequences(&[&text[start..end]]);
+            let hidden = model.hidden_carrying(&tape, &input, &mut memories, false).unwrap().last;
+            let target = |t: usize| if t < from { IGNORE } else { text[t] as i32 };
+            let targets: Vec<i32> = (start + 1..end + 1).map(target).collect();
+            let loss = model.lm_head().unwrap().loss(&tape, &hidden, &targets, 1.0, 0.0).unwrap();
+            by_hand += genus_ops::scalar(loss.tensor()).unwrap();
+        }
+        let options = StreamOptions { window: Some(segment), from, precision, ..Default::default() };
+        let (mut places, mut nats) = (Vec::new(), 0.0);
+        let found = score_tokens(&model, text, &options, |t, loss| {
+            places.push(t);
+            nats += loss;
+        })
+        .unwrap();
+        assert_eq!(places, (from..text.len()).collect::<Vec<_>>());
+        assert!((found.nats - nats).abs() < 1e-9 && (found.nats - by_hand).abs() < 1e-3, "{found:?} {by_hand}");
+        let overlapping = StreamOptions { overlap: 1, ..options };
+        let error = score_stream(&model, text, &overlapping).unwrap_err().to_string();
+        assert!(error.contains(&format!("a memory of {memory} is carried")), "{error}");
     }
 }
 

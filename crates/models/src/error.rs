@@ -25,6 +25,19 @@ pub enum Error {
         /// The known name most like it.
         nearest: Option<String>,
     },
+    /// The tensors of a folder are another member's than its configuration says.
+    #[error(
+        "{}: the tensors are those of {found:?}, expected those of {expected:?} as model_type in config.json says",
+        folder.display()
+    )]
+    Architecture {
+        /// The folder.
+        folder: PathBuf,
+        /// The `model_type` that the tensors' names are of.
+        found: String,
+        /// What the configuration says.
+        expected: String,
+    },
     /// No preset of that name.
     #[error(
         "no preset is called {name:?}{}; `genus tree` lists them",

@@ -1,5 +1,8 @@
 //! `genus eval`: how good a model is on a task.
 
+mod context_length;
+mod perplexity;
+
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -16,6 +19,8 @@ use crate::report::json_line;
 /// Measure a model on a task.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum EvalCommand {
+    Perplexity(perplexity::EvalPerplexity),
+    ContextLength(context_length::EvalContextLength),
     Translation(EvalTranslation),
     Bleu(EvalBleu),
     Tagging(EvalTagging),
@@ -25,6 +30,8 @@ pub(crate) enum EvalCommand {
 impl EvalCommand {
     pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
         match self {
+            Self::Perplexity(command) => command.run(context),
+            Self::ContextLength(command) => command.run(context),
             Self::Translation(command) => command.run(context),
             Self::Bleu(command) => command.run(context),
             Self::Tagging(command) => command.run(context),

@@ -1,12 +1,12 @@
 //! Models from folders in Hugging Face's layout.
 
 use super::{Model, Parts};
-use crate::{Error, Family, Labels, Result, Task, families, family};
+use crate::{Dimensions, Error, Family, Labels, Result, Task, families, family};
 use candle_core::{DType, Device, Tensor};
 use genus_checkpoint::Weights;
 use genus_checkpoint::config::JsonFile;
-use genus_checkpoint::names::{Expected, Resolution, resolve};
-use genus_nn::{Builder, Init, RandomSource, Source, StackSpec};
+use genus_checkpoint::names::{Expected, NameMap, Resolution, resolve};
+use genus_nn::{Bands, Builder, Init, Memory, RandomSource, Source, StackSpec};
 use genus_ops::{Floats, Layout, Precision, Prepared};
 use serde_json::Value;
 use std::borrow::Cow;
@@ -28,11 +28,21 @@ pub struct LoadOptions {
     pub begin: Option<u64>,
     /// The classes of a model that classifies, instead of those of its configuration.
     pub labels: Option<Labels>,
+    /// Tokens of memory, instead of those that the configuration says.
+    pub memory: Option<usize>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { task: None, device: Device::Cpu, dtype: DType::F32, prepare: None, begin: None, labels: None }
+        LoadOptions {
+            task: None,
+            device: Device::Cpu,
+            dtype: DType::F32,
+            prepare: None,
+            begin: None,
+            labels: None,
+            memory: None,
+        }
     }
 }
 
@@ -192,6 +202,10 @@ impl Model {
     pub fn load(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Loaded> {
         let folder = folder.as_ref();
         let (family, spec, file) = Self::read_config(folder)?;
+        let spec = match options.memory {
+            Some(length) => with_memory(family, spec, length, &file)?,
+            None => spec,
+        };
         let task = match options.task {
             Some(task) => family.resolve(task)?,
             None => named_task(family, &file)?,
@@ -216,7 +230,10 @@ impl Model {
                 }
             })
             .collect();
-        let resolution = resolve(&names, &expected, &weights)?;
+        let resolution = match resolve(&names, &expected, &weights) {
+            Ok(resolution) => resolution,
+            Err(error) => return Err(other_member(family, &names, &weights, folder).unwrap_or(error.into())),
+        };
         let absent = resolution.absent.iter().any(|n| n.starts_with("pooler."));
         let pooled = family.pools(task).filter(|_| task != Task::Base || !absent);
         let (weights, resolution_ref, projects) = (&weights, &resolution, task.predicts_tokens());
@@ -251,6 +268,37 @@ impl Model {
         let model = Model { family, spec, task, parts, params, labels, generator, extra, origin };
         Ok(Loaded { model, warnings })
     }
+}
+
+/// Whether tensors that are not the model's are another member's: one whose names nearly all of them have, and few are the model's.
+fn other_member(family: &Family, names: &NameMap, weights: &Weights, folder: &Path) -> Option<Error> {
+    let of = |map: &NameMap| weights.names().filter(|n| map.to_internal(n).is_some()).count();
+    let all = weights.names().count();
+    if 2 * of(names) > all {
+        return None;
+    }
+    let known = |f: &&&Family| {
+        let map = (f.names)(f.default_task(), &(f.presets[0].spec)());
+        f.model_type != family.model_type && map.is_ok_and(|map| 10 * of(&map) >= 9 * all)
+    };
+    let found = families().iter().find(known)?.model_type.to_owned();
+    Some(Error::Architecture { folder: folder.to_owned(), found, expected: family.model_type.to_owned() })
+}
+
+/// The specification with another memory than the configuration's.
+fn with_memory(family: &Family, spec: StackSpec, length: usize, file: &JsonFile) -> Result<StackSpec> {
+    let wrong = |expected: String| {
+        let expected = format!("{expected} ({})", file.path().display());
+        Err(Error::Dimension { field: "memory", found: length.to_string(), expected })
+    };
+    if spec.memory == Memory::None {
+        return wrong(format!("none: {} carries no memory", family.model_type));
+    }
+    if length == 0 && spec.bands != Bands::None {
+        let own = spec.memory_length();
+        return wrong(format!("at least 1: same_length is true, and every token sees mem_len = {own} tokens"));
+    }
+    Dimensions { memory: Some(length), ..Dimensions::default() }.apply(spec)
 }
 
 /// The task that `architectures` names; without that field, the pretraining task if it is the only one with weights.
