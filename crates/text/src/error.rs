@@ -152,6 +152,16 @@ pub enum TextError {
         /// The size of the vocabulary.
         vocab_size: usize,
     },
+    /// A character that the vocabulary cannot spell, and has no token for.
+    #[error(
+        "character {character:?} at byte {position} of the text is not in the vocabulary, which has no token for unknown ones; expected text of its characters, or a tokenizer that has them all"
+    )]
+    Character {
+        /// The character.
+        character: char,
+        /// Where in the text, in bytes.
+        position: usize,
+    },
     /// A folder without a tokenizer.
     #[error("{}: no tokenizer; expected tokenizer.json, or vocab.txt, or vocab.json with merges.txt", path.display())]
     NoTokenizer {

@@ -213,3 +213,34 @@ fn training_errors() {
         assert!(matches!(train(kind, 300, vec![Ok("a b".into()), broken]), TextError::EmptyFile { .. }));
     }
 }
+
+#[test]
+fn characters_that_a_vocabulary_cannot_spell() {
+    let dir = tempfile::tempdir().unwrap();
+    let vocabulary = |json: &str, class: &str| {
+        std::fs::write(dir.path().join("vocab.json"), json).unwrap();
+        std::fs::write(dir.path().join("merges.txt"), "#version: 0.2\na b\n").unwrap();
+        let config = format!(r#"{{"tokenizer_class":"{class}","eos_token":"<|endoftext|>"}}"#);
+        std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+        Tokenizer::open(dir.path()).unwrap()
+    };
+    // Some bytes of many: the two of an umlaut are not both there.
+    let some = vocabulary(r#"{"a":0,"b":1,"c":2,"ab":3,"<|endoftext|>":4,"Ã":5}"#, "GPT2Tokenizer");
+    assert_eq!(some.encode("abcab<|endoftext|>", false).unwrap(), [3, 2, 3, 4]);
+    for (text, wanted, at) in [("abcz", 'z', 3), ("abü", 'ü', 2), ("a b", ' ', 1), ("<|endoftext|>z", 'z', 13)] {
+        let error = some.encode(text, false).unwrap_err();
+        assert!(
+            matches!(error, TextError::Character { character, position } if (character, position) == (wanted, at)),
+            "{error}"
+        );
+        assert!(some.encode_with_offsets(text, false).is_err() && some.encode_pair("a", text).is_err());
+    }
+    // Of words, with and without a token for what is unknown.
+    let words = r#"{"a":0,"b":1,"a</w>":2,"b</w>":3,"ab":4"#;
+    let known = vocabulary(&format!("{words},\"<unk>\":5}}"), "OpenAIGPTTokenizer");
+    assert!(known.encode("a z", false).unwrap().contains(&5));
+    let none = vocabulary(&format!("{words}}}"), "OpenAIGPTTokenizer");
+    assert_eq!(none.encode("a  b\n", false).unwrap(), [2, 3]);
+    let error = none.encode("a z", false).unwrap_err();
+    assert!(matches!(error, TextError::Character { character: 'z', position: 2 }), "{error}");
+}

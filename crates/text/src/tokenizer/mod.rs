@@ -2,6 +2,7 @@
 
 mod bpe;
 mod fast;
+mod gaps;
 mod open;
 mod save;
 mod spec;
@@ -16,6 +17,7 @@ pub use train::{TrainKind, TrainOptions, TrainProgress};
 
 use crate::error::{Result, TextError};
 use fast::Fast;
+use gaps::Gaps;
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 use tokenizers::decoders::DecoderWrapper;
@@ -76,6 +78,7 @@ struct Inner {
     /// `tokenizer_class` of the configuration, where it had one.
     class: Option<String>,
     fast: Option<Fast>,
+    gaps: Option<Gaps>,
     /// What adding special tokens puts before and after a single sequence; `None` where that is not so simple.
     wrap: Option<(Vec<u32>, Vec<u32>)>,
     continues: OnceLock<Vec<bool>>,
@@ -107,8 +110,9 @@ impl Tokenizer {
         };
         let wrap = wrap_of(&library)?;
         let fast = Fast::of(&library);
+        let gaps = Gaps::of(&library);
         let continues = OnceLock::new();
-        let inner = Inner { library, special, kind, vocab_size, class, fast, wrap, continues };
+        let inner = Inner { library, special, kind, vocab_size, class, fast, gaps, wrap, continues };
         Ok(Tokenizer { inner: Arc::new(inner) })
     }
 
@@ -116,9 +120,10 @@ impl Tokenizer {
     /// `[CLS] ... [SEP]`; GPT-2: nothing).
     ///
     /// # Errors
-    /// [`TextError::Tokenizer`] when the vocabulary cannot spell the text and has no unknown token.
+    /// [`TextError::Character`] or [`TextError::Tokenizer`] when the vocabulary cannot spell the text and has no unknown token.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let inner = &*self.inner;
+        self.check_text(text)?;
         if let Some(fast) = &inner.fast {
             if !add_special {
                 return fast.encode(&inner.library, text);
@@ -140,6 +145,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str, add_special: bool) -> Result<Vec<(u32, std::ops::Range<usize>)>> {
+        self.check_text(text)?;
         let encoding = self.inner.library.encode(text, add_special).map_err(TextError::library)?;
         let ids = encoding.get_ids().iter().copied();
         Ok(ids.zip(encoding.get_offsets()).map(|(id, &(from, to))| (id, from..to)).collect())
@@ -150,6 +156,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_pair(&self, a: &str, b: &str) -> Result<Encoded> {
+        [a, b].into_iter().try_for_each(|text| self.check_text(text))?;
         let e = self.inner.library.encode_fast((a, b), true).map_err(TextError::library)?;
         Ok(Encoded { ids: e.get_ids().to_vec(), token_types: e.get_type_ids().to_vec() })
     }
@@ -175,6 +182,10 @@ impl Tokenizer {
             return Ok(String::new());
         }
         self.inner.library.decode(ids, skip_special).map_err(TextError::library)
+    }
+
+    fn check_text(&self, text: &str) -> Result<()> {
+        self.inner.gaps.as_ref().map_or(Ok(()), |gaps| gaps.check(&self.inner.library, text))
     }
 
     pub(crate) fn check_id(&self, id: u32, position: usize) -> Result<()> {
