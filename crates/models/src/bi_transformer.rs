@@ -23,7 +23,11 @@ pub(crate) static BI_TRANSFORMER: Family = Family {
     ],
     deviations: &["both directions share the tables of tokens and positions"],
     presets: &[Preset { name: "bi-transformer", spec: || both(gpt::published(12, 768, 12)) }],
-    tasks: &[(Task::BidirectionalLm, "BiTransformerForBidirectionalLM"), (Task::Base, "BiTransformerModel")],
+    tasks: &[
+        (Task::BidirectionalLm, "BiTransformerForBidirectionalLM"),
+        (Task::TokenClassification, "BiTransformerForTokenClassification"),
+        (Task::Base, "BiTransformerModel"),
+    ],
     read: |file: &JsonFile| -> Result<StackSpec> { Ok(both(gpt::read(file)?)) },
     names,
     ..gpt::GPT
@@ -33,10 +37,10 @@ fn both(spec: StackSpec) -> StackSpec {
     StackSpec { directions: Directions::Both, ..spec }
 }
 
-fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
+fn names(task: Task, spec: &StackSpec) -> genus_checkpoint::Result<NameMap> {
     let map = gpt::layers_of(NameMap::new().prefix("transformer."), "")?;
     let map = gpt::layers_of(map, "backward.")?;
     let map =
         map.base([("embeddings.tokens", "tokens_embed.weight"), ("embeddings.positions", "positions_embed.weight")])?;
-    if task == Task::Base { Ok(map.write_bare()) } else { map.tied("embeddings.tokens", "lm_head.weight") }
+    gpt::heads(map, task, spec)
 }

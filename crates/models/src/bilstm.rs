@@ -8,6 +8,7 @@
 //! Deviations: directions stay apart through all layers, as in ELMo (a layer that read both would have seen what is to be
 //! predicted); one bias for the four gates, where PyTorch adds two.
 
+use crate::bert::TAGGER;
 use crate::config::{default, only};
 use crate::registry::{CLASSIFIER_DROPOUT, Classified, Family, Pooling, Preset};
 use crate::{Result, Task};
@@ -31,7 +32,11 @@ pub(crate) static BILSTM: Family = Family {
     ],
     deviations: &["one bias for the gates, where PyTorch adds two"],
     presets: &[Preset { name: "bilstm", spec: || published(2, 512) }],
-    tasks: &[(Task::BidirectionalLm, "BiLstmForBidirectionalLM"), (Task::Base, "BiLstmModel")],
+    tasks: &[
+        (Task::BidirectionalLm, "BiLstmForBidirectionalLM"),
+        (Task::TokenClassification, "BiLstmForTokenClassification"),
+        (Task::Base, "BiLstmModel"),
+    ],
     head: HeadSpec { transform: HeadTransform::None, bias: HeadBias::PerToken },
     pooling: Pooling::None,
     classified: Classified::LastToken,
@@ -104,7 +109,8 @@ fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
         ("backward.layers.{i}.recurrent.weight", "lstm.weight_hh_l{i}_reverse"),
     ])?;
     match task {
-        Task::Base => map.other_heads(["lm_head.bias"]),
-        _ => map.head([("lm_head.bias", "lm_head.bias")]),
+        Task::Base => map.other_heads(["lm_head.bias"])?.other_heads(TAGGER.map(|t| t.1)),
+        Task::TokenClassification => map.head(TAGGER)?.other_heads(["lm_head.bias"]),
+        _ => map.head([("lm_head.bias", "lm_head.bias")])?.other_heads(TAGGER.map(|t| t.1)),
     }
 }

@@ -7,13 +7,14 @@
 //! Deviations: training windows begin with empty cells (the authors carry their state on); weights begin from normal distributions
 //! of Glorot's width.
 
+use crate::bert::TAGGER;
 use crate::config::{default, only};
 use crate::registry::{CLASSIFIER_DROPOUT, Classified, Family, Pooling, Preset};
 use crate::{Result, Task};
 use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
 use genus_nn::{
-    CellOutput, Characters, Dropout, HeadBias, HeadSpec, HeadTransform, InitScheme, Mixing, OutputDropout,
+    CellOutput, Characters, Dropout, HeadBias, HeadSpec, HeadTransform, InitScheme, Mixing, OutputDropout, Readout,
     ResidualInit, Skip, StackSpec, Tying, Vocabulary,
 };
 use serde::{Deserialize, Serialize};
@@ -35,7 +36,11 @@ pub(crate) static ELMO: Family = Family {
         Preset { name: "elmo-medium", spec: || published(256, 2048, 1) },
         Preset { name: "elmo-small", spec: || published(128, 1024, 1) },
     ],
-    tasks: &[(Task::BidirectionalLm, "ElmoForBidirectionalLM"), (Task::Base, "ElmoModel")],
+    tasks: &[
+        (Task::BidirectionalLm, "ElmoForBidirectionalLM"),
+        (Task::TokenClassification, "ElmoForTokenClassification"),
+        (Task::Base, "ElmoModel"),
+    ],
     head: HeadSpec { transform: HeadTransform::None, bias: HeadBias::PerToken },
     pooling: Pooling::None,
     classified: Classified::LastToken,
@@ -67,6 +72,7 @@ fn published(d_model: usize, cells: usize, highways: usize) -> StackSpec {
             skip: Skip::AfterFirst,
         },
         tying: Tying::Untied,
+        readout: Readout::Mixed,
         output_dropout: OutputDropout::Residual,
         ..crate::bilstm::published(2, d_model)
     }
@@ -201,8 +207,10 @@ fn names(task: Task, _: &StackSpec) -> genus_checkpoint::Result<NameMap> {
             map = map.base([(own(a).as_str(), file(b).as_str())])?;
         }
     }
-    match task {
-        Task::Base => map.other_heads(SOFTMAX.map(|s| s.1)),
-        _ => map.head(SOFTMAX),
+    const MIX: [(&str, &str); 2] = [("mix.weights", "scalar_mix.weights"), ("mix.gamma", "scalar_mix.gamma")];
+    map = if task == Task::BidirectionalLm { map.head(SOFTMAX)? } else { map.other_heads(SOFTMAX.map(|s| s.1))? };
+    if task == Task::TokenClassification {
+        return map.head(MIX)?.head(TAGGER);
     }
+    map.other_heads(MIX.map(|m| m.1))?.other_heads(TAGGER.map(|t| t.1))
 }

@@ -34,6 +34,8 @@ pub(crate) static GPT: Family = Family {
     tasks: &[
         (Task::CausalLm, "OpenAIGPTLMHeadModel"),
         (Task::SequenceClassification, "OpenAIGPTForSequenceClassification"),
+        // Not the library's, which has GPT-2's alone.
+        (Task::TokenClassification, "OpenAIGPTForTokenClassification"),
         (Task::Base, "OpenAIGPTModel"),
     ],
     head: HeadSpec { transform: HeadTransform::None, bias: HeadBias::None },

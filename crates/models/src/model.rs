@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use genus_checkpoint::{TensorSpec, WriteOptions, write_tensors};
 use genus_nn::{
     Builder, Classifier, Detector, Encoded, HeadBias, HeadTransform, Hidden, Input, LmHead, Memory, Planned, Pooler,
-    RandomSource, SequenceCache, Source, Stack, StackSpec, StreamMemory, plan,
+    RandomSource, Readout, SequenceCache, Source, Stack, StackSpec, StreamMemory, plan,
 };
 use genus_ops::{Activation, Param, Precision, Spans, Tape};
 use serde_json::{Map, Value};
@@ -41,7 +41,8 @@ impl Parts {
         pooled: Option<Activation>,
         labels: &Labels,
     ) -> genus_nn::Result<Self> {
-        let stack = Stack::build(b, spec, None)?;
+        let readout = if task.has_labels() { spec.readout } else { Readout::Last };
+        let stack = Stack::build(b, &StackSpec { readout, ..spec.clone() }, None)?;
         let tokens = stack.embeddings().tokens();
         let encoder = match spec.encoder() {
             Some(encoder) => Some(b.within("encoder", |b| Stack::build(b, &encoder, Some(tokens)))?),
@@ -375,7 +376,7 @@ impl Model {
         if self.has_encoder() {
             flops.forward += Flops::of_encoder(&self.spec, spans, sources).forward;
         }
-        let d = self.spec.d_model;
+        let d = self.spec.d_hidden();
         if self.parts.detector.is_some() {
             forward_tokens(&mut flops, spans, d, d + 1);
         }

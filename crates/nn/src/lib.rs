@@ -34,6 +34,6 @@ pub use memory::StreamMemory;
 pub use spec::{
     Attend, AttentionBias, Bands, CellOutput, Characters, Directions, Dropout, EmbeddingNorm, EmbeddingScale, Encoder,
     FeedForward, FinalNorm, InitScheme, Memory, Mixing, NormKind, OutputDropout, Placement, Positions, Projections,
-    ResidualInit, ScoreScale, Segments, Skip, StackSpec, TokenWidth, Tying, Vocabulary,
+    Readout, ResidualInit, ScoreScale, Segments, Skip, StackSpec, TokenWidth, Tying, Vocabulary,
 };
 pub use stack::{Hidden, Stack};

@@ -122,6 +122,16 @@ pub enum Skip {
     AfterFirst,
 }
 
+/// What of the layers a stack gives to tasks with labels of their own; predictions of tokens read the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readout {
+    /// The last one's.
+    Last,
+    /// A mean of the embeddings and all layers with learned weights, times a learned number (Peters et al. 2018, arXiv 1802.05365,
+    /// equation 1).
+    Mixed,
+}
+
 /// From which end sequences are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Directions {
@@ -418,6 +428,8 @@ pub struct StackSpec {
     pub tying: Tying,
     /// Dropout.
     pub dropout: Dropout,
+    /// What of the layers tasks with labels read.
+    pub readout: Readout,
     /// Dropout of the output.
     pub output_dropout: OutputDropout,
     /// Initial values.

@@ -6,10 +6,10 @@ use crate::layer::{Ends, check_cache};
 use crate::memory::{Carried, StreamMemory};
 use crate::relative::Relative;
 use crate::{
-    Builder, Directions, Embeddings, Encoded, Encoder, Error, Input, Memory, OutputDropout, Positions, Result,
-    SequenceCache, StackSpec,
+    Builder, Directions, Embeddings, Encoded, Encoder, Error, Init, Input, Memory, OutputDropout, Positions, Readout,
+    Result, SequenceCache, StackSpec,
 };
-use genus_ops::{Param, Precision, Tape, Value, dropout, gather_rows};
+use genus_ops::{Param, Precision, Tape, Value, dropout, gather_rows, scalar_mix};
 use std::sync::Arc;
 
 /// The hidden states of a batch.
@@ -29,6 +29,8 @@ pub struct Stack {
     forward: Column,
     /// What reads from the other end.
     backward: Option<Column>,
+    /// The layers' weights and their common factor, where the output is a mean of all.
+    mix: Option<(Param, Param)>,
 }
 
 impl Stack {
@@ -44,7 +46,14 @@ impl Stack {
             Directions::One => None,
             Directions::Both => Some(b.within("backward", |b| Column::build(b, spec))?),
         };
-        Ok(Stack { spec: spec.clone(), embeddings, forward, backward })
+        let mix = match spec.readout {
+            Readout::Last => None,
+            Readout::Mixed => {
+                let weights = b.param("mix.weights", &[spec.n_layers + 1], Init::Zeros)?;
+                Some((weights, b.param("mix.gamma", &[1], Init::Ones)?))
+            }
+        };
+        Ok(Stack { spec: spec.clone(), embeddings, forward, backward, mix })
     }
 
     /// The specification.
@@ -195,6 +204,7 @@ impl Stack {
             self.check_encoded(encoded, input.spans.len())?;
         }
         let mut all = Vec::new();
+        let (asked, keep_all) = (keep_all, keep_all || self.mix.is_some());
         let keeps = keep_all || memories.is_some();
         let mut keep = |v: &Value| {
             if keeps {
@@ -210,7 +220,7 @@ impl Stack {
             carried: carried.clone().zip(distances.clone()),
             caches: caches.as_deref_mut(),
             ends,
-            recompute: tape.recomputes() && !keep_all && caches_none,
+            recompute: tape.recomputes() && !asked && caches_none,
         };
         let mut last = match &self.backward {
             None => self.forward.forward(tape, x, pass, &mut keep)?,
@@ -233,6 +243,9 @@ impl Stack {
             last = dropout(tape, &last, rate)?;
         }
         keep(&last);
+        if let Some((weights, gamma)) = &self.mix {
+            last = scalar_mix(tape, &all.iter().collect::<Vec<_>>(), &tape.param(weights), &tape.param(gamma))?;
+        }
         if let Some(caches) = caches {
             for (cache, span) in caches.iter_mut().zip(input.spans.iter()) {
                 cache.advance(span.len());
@@ -244,7 +257,7 @@ impl Stack {
         for (memory, span) in memories.into_iter().flatten().zip(input.spans.iter()) {
             memory.take_up(&all, span)?;
         }
-        if !keep_all {
+        if !asked {
             all.clear();
         }
         Ok(Hidden { last, all })

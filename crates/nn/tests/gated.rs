@@ -1,5 +1,6 @@
 //! A stack with gated networks: its parameters, its gradients, and its cache.
 
+use genus_nn::Readout;
 use genus_nn::ops::{Activation, Layout, Path, Tape, check_reached, to_vec};
 use genus_nn::*;
 
@@ -15,6 +16,7 @@ fn spec(feed_forward: FeedForward, layout: Layout) -> StackSpec {
         n_ctx: 10,
         vocabulary: Vocabulary::Whole,
         mixing: Mixing::Attention,
+        readout: Readout::Last,
         directions: Directions::One,
         token_width: TokenWidth::Stream,
         positions: Positions::LEARNED,

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{assert_same_run, bert, gpt2, train, write_text};
-use genus_models::nn::RandomSource;
+use genus_models::nn::{CellOutput, Mixing, RandomSource, Vocabulary};
 use genus_models::{Dimensions, Model, families};
 use genus_ops::{DType, Device, Path, Tape, rng::Key, scalar, to_vec};
 use genus_text::Batch;
@@ -46,6 +46,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Random characters for the tokens of a model that reads those.
+fn spell(model: &Model) {
+    if let Vocabulary::Characters(c) = &model.spec().vocabulary {
+        let of = |i: usize| (genus_ops::rng::mix64(i as u64) % 261) as u32;
+        model.set_spellings(&(0..101 * c.length).map(of).collect::<Vec<_>>()).unwrap();
+    }
+}
+
 /// Every objective of every member, with dropout.
 fn models(dtype: DType) -> Vec<(String, Objective, Model)> {
     let mut all = Vec::new();
@@ -55,12 +63,20 @@ fn models(dtype: DType) -> Vec<(String, Objective, Model)> {
             let spec = (family.presets[0].spec)();
             let [n_layers, d_model, n_heads, d_ff, vocab_size, n_ctx] = [3, 36, 3, 50, 101, 40].map(Some);
             let memory = (spec.memory_length() > 0).then_some(9);
+            let d_ff = match spec.mixing {
+                Mixing::Recurrent { output: CellOutput::Cells, .. } => d_model,
+                _ => d_ff,
+            };
             let sizes = Dimensions { n_layers, d_model, n_heads, d_ff, vocab_size, n_ctx, memory };
             let mut spec = sizes.apply(spec).unwrap();
             spec.init.std = 0.2;
+            if let Vocabulary::Characters(c) = &mut spec.vocabulary {
+                (c.filters, c.length) = (vec![(1, 5), (3, 20)], 12);
+            }
             (spec.dropout.embedding, spec.dropout.attention, spec.dropout.residual) = (0.1, 0.2, 0.15);
             let source = &mut RandomSource::on(3, dtype, Device::Cpu);
             let mut model = Model::from_source(family, spec, *task, source).unwrap();
+            spell(&model);
             if objective == Objective::ReplacedTokens {
                 model = model.with_random_generator(0.3, 4).unwrap();
             }
@@ -151,8 +167,15 @@ fn much_less_memory_is_held() {
         let mut spec = (family.presets[0].spec)();
         (spec.d_model, spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.d_head) = (48, 12, 4, 4, 12);
         (spec.d_ff, spec.vocab_size, spec.n_ctx) = (192, 101, 128);
+        if matches!(spec.mixing, Mixing::Recurrent { output: CellOutput::Cells, .. }) {
+            spec.d_ff = spec.d_model;
+        }
+        if let Vocabulary::Characters(c) = &mut spec.vocabulary {
+            (c.filters, c.length) = (vec![(1, 5), (3, 20)], 12);
+        }
         let most = |recompute| {
             let mut model = Model::random(family, spec.clone(), objective.task(), 1).unwrap();
+            spell(&model);
             if objective == Objective::ReplacedTokens {
                 model = model.with_random_generator(0.25, 1).unwrap();
             }

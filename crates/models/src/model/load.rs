@@ -87,7 +87,9 @@ impl Checkpoint<'_> {
 
 /// Whether a parameter belongs to a head.
 fn is_head(name: &str) -> bool {
-    ["lm_head.", "pooler.", "next_sentence.", "detector.", "classifier."].iter().any(|head| name.starts_with(head))
+    ["lm_head.", "pooler.", "next_sentence.", "detector.", "classifier.", "mix."]
+        .iter()
+        .any(|head| name.starts_with(head))
 }
 
 /// Whether all values are finite; on all threads, since it reads whole models.
