@@ -106,7 +106,7 @@ fn places(tokenizer: &Tokenizer, documents: &[Vec<u32>], wanted: usize, seed: u6
     if from.is_empty() {
         return from;
     }
-    let order = Permutation::new(from.len(), Key::new(seed).child(0x66_696c_6c));
+    let order = Permutation::new(from.len(), Key::new(seed).child(0x6669_6c6c));
     let mut chosen: Vec<Place> = (0..wanted.min(from.len())).map(|i| from[order.get(i)]).collect();
     chosen.sort_unstable();
     chosen

@@ -63,7 +63,7 @@ pub(crate) fn forward(s: Shape, x: &[f32], w: &[f32], b: &[f32], y: &mut [f32], 
                     let row = &answers[(r * length + p) * f..][..f];
                     for ((y, best), a) in y.iter_mut().zip(best.iter_mut()).zip(row) {
                         // A NaN wins, so that a broken step is noticed.
-                        let wins = !(*a <= *y) && !y.is_nan();
+                        let wins = (*a > *y || a.is_nan()) && !y.is_nan();
                         *y = if wins { *a } else { *y };
                         *best = if wins { p as u32 } else { *best };
                     }

@@ -364,7 +364,7 @@ fn words(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Progre
 /// How often each word occurs; in the order of the alphabet, so that sums over them have one order.
 fn count_words(
     reader: &mut Reader<impl Documents, impl Progress>,
-    normalizer: &(impl tokenizers::Normalizer + Sync),
+    normalizer: &impl tokenizers::Normalizer,
     pre: &(impl PreTokenizer + Sync),
 ) -> Result<BTreeMap<String, u64>> {
     // A batch of pieces at a time, counted in parallel.
