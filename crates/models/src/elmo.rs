@@ -15,7 +15,7 @@ use genus_checkpoint::config::JsonFile;
 use genus_checkpoint::names::NameMap;
 use genus_nn::{
     CellOutput, Characters, Dropout, HeadBias, HeadSpec, HeadTransform, InitScheme, Mixing, OutputDropout, Readout,
-    ResidualInit, Skip, StackSpec, Tying, Vocabulary,
+    ResidualInit, Skip, SoftmaxSample, StackSpec, Tying, Vocabulary,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -72,6 +72,7 @@ fn published(d_model: usize, cells: usize, highways: usize) -> StackSpec {
             skip: Skip::AfterFirst,
         },
         tying: Tying::Untied,
+        softmax_sample: SoftmaxSample::Drawn(8192),
         readout: Readout::Mixed,
         output_dropout: OutputDropout::Residual,
         ..crate::bilstm::published(2, d_model)
@@ -84,6 +85,8 @@ struct Config {
     lstm: Lstm,
     char_cnn: CharCnn,
     n_tokens_vocab: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    n_negative_samples_batch: Option<usize>,
     #[serde(default = "default::tenth")]
     dropout: f32,
     #[serde(default = "default::yes")]
@@ -133,6 +136,7 @@ fn read(file: &JsonFile) -> Result<StackSpec> {
     Ok(StackSpec {
         n_layers: c.lstm.n_layers,
         vocab_size: c.n_tokens_vocab,
+        softmax_sample: c.n_negative_samples_batch.map_or(SoftmaxSample::Whole, SoftmaxSample::Drawn),
         vocabulary: Vocabulary::Characters(Characters {
             // The released options count a place for padding that the weights do not have.
             alphabet: if c.char_cnn.n_characters == ALPHABET + 1 { ALPHABET } else { c.char_cnn.n_characters },
@@ -177,6 +181,10 @@ fn write(spec: &StackSpec) -> Map<String, Value> {
             max_characters_per_token: characters.length,
         },
         n_tokens_vocab: spec.vocab_size,
+        n_negative_samples_batch: match spec.softmax_sample {
+            SoftmaxSample::Whole => None,
+            SoftmaxSample::Drawn(n) => Some(n),
+        },
         dropout: spec.dropout.residual,
         bidirectional: true,
         initializer_range: spec.init.std,

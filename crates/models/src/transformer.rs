@@ -16,7 +16,7 @@ use genus_checkpoint::names::NameMap;
 use genus_nn::{
     Attend, AttentionBias, Bands, Directions, Dropout, EmbeddingNorm, EmbeddingScale, Encoder, FeedForward, FinalNorm,
     HeadBias, HeadSpec, HeadTransform, InitScheme, Memory, Mixing, NormKind, OutputDropout, Placement, Positions,
-    Projections, Readout, ResidualInit, ScoreScale, Segments, StackSpec, TokenWidth, Tying, Vocabulary,
+    Projections, Readout, ResidualInit, ScoreScale, Segments, SoftmaxSample, StackSpec, TokenWidth, Tying, Vocabulary,
 };
 use genus_ops::{Activation, Layout};
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,7 @@ pub(crate) fn stack(n_layers: usize, d_model: usize, n_heads: usize, attend: Att
         feed_forward: FeedForward::Dense(Activation::Relu),
         tying: Tying::Tied,
         dropout: Dropout { embedding: 0.1, attention: 0.1, residual: 0.1, inner: 0.0 },
+        softmax_sample: SoftmaxSample::Whole,
         readout: Readout::Last,
         output_dropout: OutputDropout::None,
         init: InitScheme { std: 0.02, position_std: 0.02, residual: ResidualInit::Plain },

@@ -2,8 +2,10 @@
 
 use crate::adaptive::AdaptiveSoftmax;
 use crate::layer::{Affine, NormParams};
-use crate::{Builder, Error, Init, Result, Stack, StackSpec, Tying};
+use crate::sampled::Drawn;
+use crate::{Builder, Error, Init, Result, SoftmaxSample, Stack, StackSpec, Tying};
 use genus_ops::profile::{Operation, within};
+use genus_ops::rng::Key;
 use genus_ops::{
     Activation, Distance, Layout, Param, Precision, Projection, Spans, Tape, Value, cross_entropy, cross_entropy_rows,
     distance, dropout, gather_rows, linear, residual_norm,
@@ -48,7 +50,7 @@ pub struct LmHead {
 /// How hidden states become predictions.
 #[derive(Debug)]
 enum Output {
-    Whole { weight: Param, tying: Tying, bias: Option<Param> },
+    Whole { weight: Param, tying: Tying, bias: Option<Param>, sample: SoftmaxSample },
     Adaptive(AdaptiveSoftmax),
 }
 
@@ -86,7 +88,10 @@ impl LmHead {
             HeadBias::PerToken => Some(b.param("lm_head.bias", &[spec.vocab_size], Init::Zeros)?),
             HeadBias::Fixed => Some(b.buffer("lm_head.bias", &[1, spec.vocab_size])?),
         };
-        Ok(LmHead { transform, projection: Output::Whole { weight, tying: spec.tying, bias } })
+        Ok(LmHead {
+            transform,
+            projection: Output::Whole { weight, tying: spec.tying, bias, sample: spec.softmax_sample },
+        })
     }
 
     /// Packs the weights for inference; a tied projection's serves as the stack's token table in that form.
@@ -146,6 +151,13 @@ impl LmHead {
         let x = self.transformed(tape, x)?;
         let (weight, bias) = match &self.projection {
             Output::Adaptive(softmax) => return softmax.loss(tape, &x, targets, scale, smoothing),
+            Output::Whole { weight, bias, sample: SoftmaxSample::Drawn(n), .. }
+                if tape.key().is_some() && *n < weight.dims()[0] =>
+            {
+                let key = tape.key().map_or_else(|| Key::new(0, 0), |key| key.child(u64::MAX - 1));
+                let drawn = Drawn::new(key, *n, weight.dims()[0]);
+                return crate::sampled::loss(tape, &x, (&tape.param(weight), bias.as_ref()), targets, &drawn, scale);
+            }
             Output::Whole { weight, bias, .. } => (tape.param(weight), Self::bias(tape, bias)?),
         };
         let p = Projection { weight: &weight, bias: bias.as_ref(), layout: Layout::OutIn, smoothing, scale };

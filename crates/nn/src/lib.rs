@@ -19,6 +19,7 @@ mod layer;
 mod memory;
 mod recurrent;
 mod relative;
+mod sampled;
 mod spec;
 mod stack;
 
@@ -34,6 +35,6 @@ pub use memory::StreamMemory;
 pub use spec::{
     Attend, AttentionBias, Bands, CellOutput, Characters, Directions, Dropout, EmbeddingNorm, EmbeddingScale, Encoder,
     FeedForward, FinalNorm, InitScheme, Memory, Mixing, NormKind, OutputDropout, Placement, Positions, Projections,
-    Readout, ResidualInit, ScoreScale, Segments, Skip, StackSpec, TokenWidth, Tying, Vocabulary,
+    Readout, ResidualInit, ScoreScale, Segments, Skip, SoftmaxSample, StackSpec, TokenWidth, Tying, Vocabulary,
 };
 pub use stack::{Hidden, Stack};

@@ -132,6 +132,15 @@ pub enum Readout {
     Mixed,
 }
 
+/// Over which tokens the output's loss is taken in training; everywhere else it is all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SoftmaxSample {
+    /// All.
+    Whole,
+    /// The true one and so many others, drawn anew in each step; all where there are no more.
+    Drawn(usize),
+}
+
 /// From which end sequences are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Directions {
@@ -428,6 +437,8 @@ pub struct StackSpec {
     pub tying: Tying,
     /// Dropout.
     pub dropout: Dropout,
+    /// Tokens that the output's loss is taken over in training.
+    pub softmax_sample: SoftmaxSample,
     /// What of the layers tasks with labels read.
     pub readout: Readout,
     /// Dropout of the output.

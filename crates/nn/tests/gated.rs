@@ -1,8 +1,8 @@
 //! A stack with gated networks: its parameters, its gradients, and its cache.
 
-use genus_nn::Readout;
 use genus_nn::ops::{Activation, Layout, Path, Tape, check_reached, to_vec};
 use genus_nn::*;
+use genus_nn::{Readout, SoftmaxSample};
 
 fn spec(feed_forward: FeedForward, layout: Layout) -> StackSpec {
     StackSpec {
@@ -17,6 +17,7 @@ fn spec(feed_forward: FeedForward, layout: Layout) -> StackSpec {
         vocabulary: Vocabulary::Whole,
         mixing: Mixing::Attention,
         readout: Readout::Last,
+        softmax_sample: SoftmaxSample::Whole,
         directions: Directions::One,
         token_width: TokenWidth::Stream,
         positions: Positions::LEARNED,

@@ -359,6 +359,11 @@ fn characters() {
         Ok(vec![convolve_max(t, &x[0], &x[1], &x[2], 7)?])
     });
     check("highway", false, &[&[6, 5], &[6, 10]], &|t, x| Ok(vec![highway(t, &x[0], &x[1])?]));
+    check("row products", false, &[&[6, 5], &[6, 5]], &|t, x| Ok(vec![row_products(t, &x[0], &x[1])?]));
+    check("sampled cross-entropy", false, &[&[6, 1], &[6, 3]], &|t, x| {
+        let expected = Expected { truth: &[0.1; 6], drawn: &[-0.2, 0.3, 0.0], hits: &[(1, 2), (4, 0)] };
+        Ok(vec![sampled_cross_entropy(t, &x[0], &x[1], &expected, 0.7)?])
+    });
     check("scalar mix", false, &[&[6, 5], &[6, 5], &[2], &[1]], &|t, x| {
         Ok(vec![scalar_mix(t, &[&x[0], &x[1]], &x[2], &x[3])?])
     });
