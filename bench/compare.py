@@ -4,6 +4,7 @@
     cargo build --release
     env/bin/python bench/compare.py train prefill decode start
     env/bin/python bench/compare.py classify encode tokenize --data DATA   # DATA holds the sets of docs/data.md
+    env/bin/python bench/compare.py train-pairs translate --data DATA --translator MODEL    # Multi30k; MODEL may be left out
     env/bin/python bench/compare.py all --data DATA --precision f32 bf16 --compile --onnx --decode-batch 1 16
 
 Each measurement is a process of its own, so that its peak memory is its own; the sides of a workload alternate (peers, genus,
@@ -18,10 +19,12 @@ Rounds are added to those in `--json FILE` (default results.json in `--work`), s
 
 Ratio: the peer's time over genus's, for the same tokens or sentences. Memory: PyTorch's process high-water mark (interpreter
 and libraries included); what `genus bench` reports for its workload. `wanted` is the project's aim on a machine with AVX-512.
-The peers are described in `torch_peer.py`. Machines are noisy: run nothing beside this.
+The peers are described in `torch_peer.py` and `translation_peer.py`. Random weights end no translation, so theirs have 16 tokens
+each, about what Multi30k's have, or as many as their source; with `--translator`, a trained model translates at natural lengths, too. Machines are noisy: run nothing beside this.
 """
 
 import argparse
+import gzip
 import json
 import os
 import statistics
@@ -32,7 +35,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-NAMES = ["train", "classify", "encode", "decode", "prefill", "start", "tokenize"]
+NAMES = ["train", "classify", "encode", "decode", "prefill", "start", "tokenize", "train-pairs", "translate"]
+# Kinds that translation_peer.py runs.
+TRANSLATION = ["make_marian", "train_pairs", "translate", "ctranslate2", "convert"]
 
 
 class Workload:
@@ -83,6 +88,23 @@ def workloads(options):
             add("decode", f"decode gpt2 x{batch}", "gpt2",
                 ["decode", "MODEL", "--batch", str(batch), "--prompt-tokens", "16", "--new-tokens", "64"],
                 {"torch": (spec, 2.5 if batch == 1 else None)}, 2, 1)
+        spec = dict(kind="train_pairs", batch_tokens=4096, batches=1)
+        add("train-pairs", "train base Multi30k 4096 tokens", "marian-base",
+            ["train", "MODEL", "--source", "SOURCE", "--target", "TARGET", "--batch-tokens", "4096", "--batches", "1"],
+            {"torch": (spec, 1.5 if f32 else None)}, 1, 1)
+        if f32:
+            spec = dict(kind="translate", beams=4, batch=64, length_penalty=0.6)
+            fixed = {**spec, "first": 200, "new_tokens": 16, "order": "sorted"}
+            alike = {**spec, "first": 200, "as_source": True}
+            sides = lambda spec: {"transformers (file order)": (spec, 3), "transformers (sorted)": ({**spec, "order": "sorted"}, 3)}
+            flags = ["translate", "MODEL", "--source", "TEST", "--beams", "4", "--batch", "64", "--length-penalty", "0.6"]
+            add("translate", "translate base 200 lines 4 beams", "marian-base",
+                [*flags, "--first", "200", "--max-new-tokens", "16", "--to-the-full"],
+                {"transformers": (fixed, 3), "ctranslate2": ({**fixed, "kind": "ctranslate2"}, 1)})
+            add("translate", "translate base 200 lines lengths of the source", "marian-base",
+                [*flags, "--first", "200", "--beyond", "0", "--to-the-full"], sides(alike))
+            if options.translator:
+                add("translate", "translate Multi30k trained", options.translator, flags, sides(spec))
         add("prefill", "prefill gpt2 1000", "gpt2", ["prefill", "MODEL", "--prompt-tokens", "1000"],
             {"torch": (dict(kind="prefill", batch=1, prompt_tokens=1000), 1.2 if f32 else None)}, 3, 1)
     out.append(Workload("start", "start to first token gpt2", "gpt2", None,
@@ -118,17 +140,26 @@ class Runner:
 
     def peer(self, spec):
         spec = {**spec, "threads": self.options.threads}
-        out, elapsed = capture([sys.executable, HERE / "torch_peer.py", json.dumps(spec)], self.environment)
+        script = HERE / ("translation_peer.py" if spec["kind"] in TRANSLATION else "torch_peer.py")
+        out, elapsed = capture([sys.executable, script, json.dumps(spec)], self.environment)
         return json.loads(out.strip().splitlines()[-1]), elapsed
 
     def data(self):
         if not self.options.data:
-            raise SystemExit("classify, encode and tokenize need --data (or GENUS_DATA): the folder of docs/data.md")
+            raise SystemExit("classify, encode, tokenize, train-pairs and translate need --data (or GENUS_DATA): the folder of docs/data.md")
         return Path(self.options.data)
 
     def folder(self, name):
         """A model's folder with random weights, or a tokenizer's."""
         path = self.work / name
+        if name == self.options.translator:
+            return Path(name)
+        if name == "marian-base":
+            if not (path / "model.safetensors").exists():
+                source, target = (str(self.multi30k(f"train.{side}")) for side in ("en", "de"))
+                self.peer(dict(kind="make_marian", model=str(path), source=source, target=target))
+                self.peer(dict(kind="convert", model=str(path)))
+            return path
         if name.endswith("-tokenizer"):
             return self.tokenizer(name, path)
         if not (path / "model.safetensors").exists():
@@ -172,6 +203,12 @@ class Runner:
             lines.write_text("".join("\t".join(f.strip() for f in row.split("\t")) + "\n" for row in rows), encoding="utf-8")
         return lines
 
+    def multi30k(self, name):
+        path = self.work / f"multi30k-{name}"
+        if not path.exists():
+            path.write_bytes(gzip.decompress((self.data() / "multi30k" / f"{name}.gz").read_bytes()))
+        return path
+
     def corpus(self):
         """The plain text of the data folder, repeated to 100 MB; its lines are the texts."""
         path = self.work / "plain-100mb.txt"
@@ -190,6 +227,10 @@ class Runner:
             spec["lines"] = str(self.sentences())
         if spec["kind"] == "classify":
             spec["lines"] = str(self.labelled(spec["sentences"]))
+        if spec["kind"] == "train_pairs":
+            spec |= {"source": str(self.multi30k("train.en")), "target": str(self.multi30k("train.de"))}
+        if spec["kind"] in ("translate", "ctranslate2"):
+            spec["lines"] = str(self.multi30k("test_2016_flickr.en"))
         if spec["kind"] == "onnx":
             spec["onnx"] = str(self.work / "bert-base-uncased.onnx")
             if not Path(spec["onnx"]).exists():
@@ -211,6 +252,8 @@ class Runner:
             capture(command, self.environment)
             return {"seconds": [capture(command, self.environment)[1]]}
         files = {"MODEL": lambda: model, "LINES": self.sentences, "LABELLED": self.labelled, "CORPUS": self.corpus}
+        files |= {"SOURCE": lambda: self.multi30k("train.en"), "TARGET": lambda: self.multi30k("train.de"),
+                  "TEST": lambda: self.multi30k("test_2016_flickr.en")}
         command = [binary, "bench", *[files[a]() if a in files else a for a in load.genus], "--runs", str(load.runs),
                    "--warm-up", str(load.warmup), "--threads", threads, "--json", *self.options.genus_args.split()]
         if load.precision != "f32":
@@ -277,7 +320,7 @@ def ratio(kind, peer, genus):
     """How many times faster genus is: by tokens a second where a run's length is each side's own affair, else by time."""
     if not (peer and genus):
         return "-"
-    by_rate = kind in ("train", "decode") and "rate" in peer and "rate" in genus
+    by_rate = kind in ("train", "decode", "train-pairs") and "rate" in peer and "rate" in genus
     return f"{genus['rate'] / peer['rate'] if by_rate else peer['seconds'] / genus['seconds']:.2f}"
 
 
@@ -298,7 +341,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", help=f"what to measure: {', '.join(NAMES)}, all; or table")
     parser.add_argument("--match", default="", help="only workloads whose name and precision contain this text")
-    parser.add_argument("--sides", nargs="+", metavar="SIDE", help="only these: genus, torch, compiled, onnxruntime, tokenizers")
+    parser.add_argument("--sides", nargs="+", metavar="SIDE", help="only these: genus, torch, compiled, onnxruntime, tokenizers, transformers, ctranslate2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--forget", action="store_true", help="drop earlier rounds of the sides that are measured")
     parser.add_argument("--list", action="store_true", help="name the workloads and stop")
@@ -312,6 +355,7 @@ def main():
     parser.add_argument("--genus", default=str(ROOT / "target" / "release" / "genus"), help="the binary")
     parser.add_argument("--genus-args", default="", help="more flags for `genus bench`")
     parser.add_argument("--data", default=os.environ.get("GENUS_DATA"))
+    parser.add_argument("--translator", metavar="MODEL", help="a trained model's folder that translates English, for translate")
     parser.add_argument("--work", default=str(ROOT / "target" / "bench"), help="where the random weights go")
     parser.add_argument("--json", metavar="FILE", help="where the rounds are kept (default: results.json in --work)")
     options = parser.parse_args()

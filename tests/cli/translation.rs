@@ -72,6 +72,53 @@ fn a_translator_trains_resumes_translates_and_is_measured() {
 }
 
 #[test]
+fn marians_own_tokenizer_trains_and_translates() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/text/tests/fixtures/tiny_marian");
+    let (source, target) = (path("train.en"), path("train.de"));
+    let lines = |line: &str| (0..30).map(|i| format!("{line} {i}\n")).collect::<String>();
+    fs::write(&source, lines("The old baker opens his shop")).unwrap();
+    fs::write(&target, lines("Der alte Bäcker öffnet seinen Laden")).unwrap();
+    let text = ["--source", arg(&source), "--target", arg(&target)];
+    let sizes = ["--n-layers", "1", "--d-model", "24", "--n-heads", "2", "--d-ff", "32", "--n-ctx", "64"];
+    let run = path("run");
+    let how = ["--tokenizer", arg(&tokenizer), "--batch-tokens", "200", "--steps", "4", "--output", arg(&run)];
+    ok(&[&["train", "transformer"], &text[..], &sizes, &how].concat());
+    let model = run.join("checkpoint-4");
+    for name in ["source.spm", "target.spm", "vocab.json", "tokenizer_config.json"] {
+        assert_eq!(fs::read(model.join(name)).unwrap(), fs::read(tokenizer.join(name)).unwrap(), "{name}");
+    }
+    let out = run_with(&["translate", arg(&model), "--max-new-tokens", "4"], b"The old baker\n");
+    assert_eq!((out.code, out.stdout.lines().count()), (Some(0), 1), "{}", out.stderr);
+    let out = ok(&["generate", arg(&model), "--prompt", "The shop", "--greedy", "--max-new-tokens", "3"]);
+    assert_eq!(out.stdout.lines().next(), Some("The shop"));
+    let more = path("more");
+    let how = ["--batch-tokens", "200", "--steps", "1", "--output", arg(&more)];
+    ok(&[&["train", "transformer", "--init", arg(&model)], &text[..], &how].concat());
+    assert!(more.join("checkpoint-1/target.spm").is_file());
+
+    let source_ids = ok(&["tokenizer", "encode", arg(&model), "--text", "Bäcker"]);
+    let target_ids = ok(&["tokenizer", "encode", arg(&model), "--text", "Bäcker", "--target"]);
+    assert_ne!(source_ids.stdout, target_ids.stdout);
+
+    let first = ["--first", "3", "--max-new-tokens", "4", "--to-the-full", "--runs", "1", "--json"];
+    let measured = ok(&[&["bench", "translate", arg(&model), "--source", arg(&source)], &first[..]].concat());
+    let measured = &json_lines(&measured.stdout)[0];
+    assert!(measured["lines_per_second"].as_f64().unwrap() > 0.0 && measured["tokenizing_seconds"].is_array());
+    assert_eq!(measured["workload"], "translate 3 lines by 4 beams, 64 together");
+    let how = ["--batch-tokens", "100", "--batches", "2", "--runs", "1", "--warm-up", "0", "--json"];
+    let measured = ok(&[&["bench", "train", arg(&model)], &text[..], &how].concat());
+    assert!(json_lines(&measured.stdout)[0]["workload"].as_str().unwrap().contains("in 2 batches"));
+    let how = ["--tokenizer", "train:bpe:300", "--vocab-size", "400", "--runs", "1", "--json"];
+    ok(&[&["bench", "train", "transformer-base"], &text[..], &sizes, &how].concat());
+    let mixed = ["bench", "train", "gpt2", "--n-layers", "1", "--tokenizer", "bytes"];
+    fails(1, &[&mixed, &text[..]].concat(), &["--source", "translation", "causal"]);
+    fs::remove_file(model.join("target.spm")).unwrap();
+    fails(1, &["translate", arg(&model), "--input", arg(&source)], &["target.spm"]);
+}
+
+#[test]
 fn what_does_not_belong_together_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let (source, target) = parallel(dir.path());

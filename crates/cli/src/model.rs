@@ -82,6 +82,11 @@ pub(crate) fn open_with_memory(
     Ok(Opened { folder, model: loaded.model })
 }
 
+/// Whether a folder or hub id is a model that reads one sequence and writes another.
+pub(crate) fn has_encoder(model: &str) -> anyhow::Result<bool> {
+    Ok(Model::read_config(&model_folder(model)?)?.1.encoder().is_some())
+}
+
 /// The preset of that name, with its dimensions changed; none for a folder or hub id, which has its own.
 pub(crate) fn preset(name: &str, dimensions: &Dimensions) -> anyhow::Result<Option<(&'static Family, StackSpec)>> {
     let known = find_preset(name);

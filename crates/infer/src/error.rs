@@ -78,6 +78,16 @@ pub enum Error {
         /// What needs it.
         what: &'static str,
     },
+    /// A line of a text is longer than the model's context.
+    #[error("line {line}: found {found} tokens, expected at most {n_ctx} (the model's context)")]
+    LineTooLong {
+        /// Its number, from 1.
+        line: usize,
+        /// Its tokens.
+        found: usize,
+        /// The most that the model reads.
+        n_ctx: usize,
+    },
     /// A model that does not predict the next token was asked to generate.
     #[error(
         "{family} loaded for the task {task} does not predict the next token, so it cannot {what}; expected a model with the task causal-lm"

@@ -1,8 +1,8 @@
 //! How well a model fills a word that is hidden from it.
 
-use crate::engine::log_sum_exp;
 use crate::{Error, Result};
 use genus_models::{Input, Model, Task};
+use genus_ops::log_sum_exp;
 use genus_ops::{Precision, Tape, Value, columns, gather_rows, to_vec};
 use genus_text::Tokenizer;
 use genus_text::rng::{Key, Permutation};

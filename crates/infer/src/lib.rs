@@ -3,6 +3,7 @@
 //! - [`Engine`] continues prompts, many together, greedily, by sampling or by beam search.
 //! - [`embed`] turns lines into vectors; [`score_continuations`] and [`score_stream`] tell how likely tokens are; [`ContextLosses`] how much
 //!   context a model makes use of.
+//! - [`fn@translate`] translates lines by beam search; [`fn@bleu`] compares translations with references.
 //! - [`fn@represent`] gives a word's vector in its context.
 //! - [`fn@fill`] tells how well hidden words are filled, [`tag`] and [`tag_scores`] what and how good the tags of words are.
 //! - [`mod@bench`] measures, beside the machine's ceilings.
@@ -19,6 +20,7 @@ mod forward;
 mod represent;
 mod score;
 mod tagging;
+mod translate;
 
 pub use bleu::{Bleu, BleuOptions, bleu};
 pub use context_length::{ContextLosses, EffectiveContext};
@@ -33,3 +35,4 @@ pub use forward::{ForwardOptions, PaddedBatch, forward};
 pub use represent::{Representation, cosine, represent};
 pub use score::{Score, StreamOptions, StreamScore, score_continuations, score_stream, score_tokens};
 pub use tagging::{EntityScore, TagScores, tag, tag_scores};
+pub use translate::{BEYOND, Sources, TranslateOptions, Translation, translate};

@@ -1,10 +1,10 @@
 //! Log-likelihoods: of continuations, and of a stream of tokens.
 
-use crate::engine::{argmax, log_sum_exp, require_causal};
+use crate::engine::{argmax, require_causal};
 use crate::{Error, Result};
 use genus_models::{Input, Model, SequenceCache};
 use genus_nn::Hidden;
-use genus_ops::{Precision, Tape, gather_rows, to_vec};
+use genus_ops::{Precision, Tape, gather_rows, log_sum_exp, to_vec};
 use std::ops::Range;
 use std::time::Instant;
 

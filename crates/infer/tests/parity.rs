@@ -216,6 +216,15 @@ fn one_beam_is_greedy_and_more_are_no_worse() {
     assert_eq!(four.len(), 4);
     assert!(four.windows(2).all(|w| w[0].score >= w[1].score));
     assert!(four[0].score >= beams(1)[0].score);
+    // A banned token is never chosen, by either way.
+    let banned = four[0].ids[0];
+    let options = GenerateOptions { banned: vec![banned, greedy[0].ids[0]], ..request.options.clone() };
+    let request = Request { options, ..request.clone() };
+    let search = genus_infer::BeamOptions { beams: 4, length_penalty: 1.0 };
+    let found = engine.beam_search(&request, search).unwrap();
+    let greedy = engine.generate(std::slice::from_ref(&request), |_, _| {}).unwrap();
+    let all = found.iter().map(|b| &b.ids).chain(greedy.iter().map(|g| &g.ids));
+    assert!(all.flatten().all(|id| !request.options.banned.contains(id)), "{found:?} {greedy:?}");
 }
 
 /// Greedy translations and the best of four beams, as the reference's library finds them; all sources together.

@@ -86,6 +86,18 @@ impl Flops {
         Flops { forward: Flops::of(&encoder, sources, 0, false).forward + cross }
     }
 
+    /// Of translating by beams: an encoder reads `sources`; for each, the decoder reads `rows` tokens over all beams and steps, which
+    /// see `seen` tokens before themselves together. Every one of them is predicted from.
+    pub fn of_search(spec: &StackSpec, searches: impl IntoIterator<Item = (usize, usize, usize)>) -> f64 {
+        let q = (spec.n_heads * spec.d_head * spec.n_layers) as f64;
+        let one = Flops::of(spec, &Spans::single(1), 1, false).forward;
+        let search = |(source, rows, seen)| {
+            let encoded = Flops::of_encoder(spec, &Spans::single(rows), &Spans::single(source)).forward;
+            encoded + one * rows as f64 + 4.0 * q * seen as f64
+        };
+        searches.into_iter().map(search).sum()
+    }
+
     /// Forward and backward: each product has two in the backward pass; recomputation does not count.
     pub fn training(self) -> f64 {
         3.0 * self.forward

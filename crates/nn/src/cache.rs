@@ -55,12 +55,42 @@ impl SequenceCache {
     /// # Errors
     /// When memory on the device is short.
     pub fn fork(&self) -> Result<Self> {
-        let layers = self
-            .layers
-            .iter()
-            .map(|l| Ok(LayerCache { keys: l.keys.copy()?, values: l.values.copy()?, from: l.from, len: l.len }))
-            .collect::<Result<_>>()?;
+        let copy = |t: &Tensor, l: &LayerCache| -> Result<Tensor> {
+            let (rows, width) = t.dims2()?;
+            let new = buffer(rows, width, t.dtype(), t.device())?;
+            copy_rows(&new, 0, t, l.from, l.len)?;
+            Ok(new)
+        };
+        let of = |l: &LayerCache| {
+            Ok(LayerCache { keys: copy(&l.keys, l)?, values: copy(&l.values, l)?, from: 0, len: l.len })
+        };
+        let layers = self.layers.iter().map(of).collect::<Result<_>>()?;
         Ok(SequenceCache { layers, len: self.len, encoded: self.encoded.clone(), distances: self.distances.clone() })
+    }
+
+    /// Becomes an independent copy of another one, in its own memory where that is large enough. Its first `common` tokens must be
+    /// the other's: they are not copied.
+    ///
+    /// # Errors
+    /// When memory on the device is short.
+    pub fn copy_from(&mut self, other: &Self, common: usize) -> Result<()> {
+        let fits = |(own, l): (&LayerCache, &LayerCache)| {
+            own.from == 0 && l.from == 0 && own.len >= common && own.keys.dims()[0] >= l.len
+        };
+        if self.layers.len() != other.layers.len() || !self.layers.iter().zip(&other.layers).all(fits) {
+            *self = other.fork()?;
+            return Ok(());
+        }
+        for (own, l) in self.layers.iter_mut().zip(&other.layers) {
+            let first = common.min(l.len);
+            copy_rows(&own.keys, first, &l.keys, first, l.len - first)?;
+            copy_rows(&own.values, first, &l.values, first, l.len - first)?;
+            own.len = l.len;
+        }
+        self.len = other.len;
+        self.encoded.clone_from(&other.encoded);
+        self.distances.clone_from(&other.distances);
+        Ok(())
     }
 
     /// What a layer makes of distances, if it is kept for at least `n`.
@@ -158,4 +188,62 @@ impl SequenceCache {
 
 fn buffer(rows: usize, width: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     Ok(Tensor::zeros((rows, width), dtype, device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(n: usize, first: f32) -> Tensor {
+        let data: Vec<f32> = (0..n * 3).map(|i| first + i as f32).collect();
+        Tensor::from_vec(data, (n, 3), &Device::Cpu).unwrap()
+    }
+
+    fn held(cache: &SequenceCache) -> Vec<Vec<f32>> {
+        let all = |t: &Tensor, l: &LayerCache| t.narrow(0, l.from, l.len).unwrap().flatten_all().unwrap();
+        let layers = cache.layers.iter().flat_map(|l| [all(&l.keys, l), all(&l.values, l)]);
+        layers.map(|t| t.to_vec1().unwrap()).collect()
+    }
+
+    /// Two caches that are alike up to a token.
+    fn pair(alike: usize, n: usize) -> [SequenceCache; 2] {
+        [100.0, 200.0].map(|own| {
+            let mut cache = SequenceCache::new();
+            for layer in 0..2 {
+                let (k, v) = (rows(alike, layer as f32), rows(alike, 50.0));
+                cache.append(layer, &k, &v, 0, alike).unwrap();
+                let (k, v) = (rows(n - alike, own), rows(n - alike, own + 7.0));
+                cache.append(layer, &k, &v, 0, n - alike).unwrap();
+            }
+            cache.advance(n);
+            cache
+        })
+    }
+
+    #[test]
+    fn copies_are_whole_and_independent() {
+        // The last is longer than a first buffer.
+        for (alike, n) in [(3, 5), (0, 4), (4, 5), (2, 40)] {
+            let [mut a, b] = pair(alike, n);
+            let expected = held(&b);
+            assert_eq!(held(&b.fork().unwrap()), expected);
+            a.copy_from(&b, alike).unwrap();
+            assert_eq!((held(&a), a.len()), (expected.clone(), n));
+            let mut small = SequenceCache::new();
+            small.copy_from(&b, 0).unwrap();
+            assert_eq!((held(&small), small.len()), (expected.clone(), n));
+            a.append(0, &rows(1, -9.0), &rows(1, -9.0), 0, 1).unwrap();
+            small.append(0, &rows(1, -9.0), &rows(1, -9.0), 0, 1).unwrap();
+            assert_eq!(held(&b), expected);
+        }
+    }
+
+    #[test]
+    fn what_was_forgotten_is_not_copied() {
+        let [mut a, mut b] = pair(3, 9);
+        b.keep_last(4);
+        a.copy_from(&b, 3).unwrap();
+        assert_eq!(held(&a), held(&b));
+        assert_eq!(held(&a)[0].len(), 12);
+    }
 }

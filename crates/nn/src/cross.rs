@@ -3,7 +3,7 @@
 use crate::attention::projection;
 use crate::layer::{Affine, NormParams, residual_std};
 use crate::{Builder, Error, Result, SequenceCache, StackSpec};
-use genus_ops::{Activation, AttentionSpec, Precision, Qkv, Spans, Tape, Value, attention, reshape};
+use genus_ops::{Activation, AttentionSpec, Precision, Qkv, Spans, Tape, Tensor, Value, attention, reshape};
 
 /// An encoder's hidden states of a batch.
 #[derive(Clone)]
@@ -64,8 +64,8 @@ impl Cross {
     pub fn keep(&self, tape: &Tape, encoded: &Encoded, caches: &mut [SequenceCache]) -> Result<()> {
         let (k, v) = self.keys_and_values(tape, encoded)?;
         for (cache, r) in caches.iter_mut().zip(encoded.spans.iter()) {
-            // Copies, so that a finished sequence's neighbours do not keep its rows.
-            let rows = |x: &Value| x.tensor().narrow(0, r.start, r.len())?.copy();
+            // Copies, so that a finished sequence's neighbours do not keep its rows (`copy` would take all that the view is a part of).
+            let rows = |x: &Value| x.tensor().narrow(0, r.start, r.len())?.force_contiguous();
             cache.keep_encoded(rows(&k)?, rows(&v)?);
         }
         Ok(())
@@ -80,9 +80,20 @@ impl Cross {
                 attention(tape, Qkv::Separate { q: &q, k: &k, v: &v, k_spans: &encoded.spans }, spans, &self.spec)?
             }
             Reading::Kept(caches) => {
-                let kept: Option<Vec<_>> = caches.iter().map(|c| c.encoded(layer).cloned()).collect();
-                let kv = kept.ok_or(Error::NotEncoded)?;
-                attention(tape, Qkv::Cached { q: q.tensor(), kv: &kv }, spans, &self.spec)?
+                // Neighbours that read the same sequence (beams) are one span: every token sees all of it.
+                let (mut kv, mut lengths) = (Vec::<(Tensor, Tensor)>::new(), Vec::<usize>::new());
+                for (cache, r) in caches.iter().zip(spans.iter()) {
+                    let kept = cache.encoded(layer).ok_or(Error::NotEncoded)?;
+                    match (kv.last(), lengths.last_mut()) {
+                        (Some(last), Some(length)) if last.0.id() == kept.0.id() => *length += r.len(),
+                        _ => {
+                            kv.push(kept.clone());
+                            lengths.push(r.len());
+                        }
+                    }
+                }
+                let spans = Spans::from_lengths(lengths);
+                attention(tape, Qkv::Cached { q: q.tensor(), kv: &kv }, &spans, &self.spec)?
             }
         };
         self.out.forward(tape, &y, Activation::Identity)

@@ -49,7 +49,8 @@ impl StreamMemory {
             let new = n.min(length);
             let tail = x.tensor().narrow(0, rows.end - new, new)?;
             *memory = if new == length {
-                tail.copy()?
+                // Not `copy`, which would take and keep the whole batch.
+                tail.force_contiguous()?
             } else {
                 Tensor::cat(&[&memory.narrow(0, new, length - new)?, &tail.contiguous()?], 0)?
             };

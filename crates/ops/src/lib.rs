@@ -39,7 +39,7 @@ pub use array::{scalar, to_vec, with_slice, with_slice_mut};
 pub use attention::{AttentionSpec, Mask, Qkv, RelativeKeys, RelativeQkv, attention, attention_relative};
 pub use candle_core::{DType, Device, Tensor};
 pub use convolution::convolve_max;
-pub use cross_entropy::{IGNORE, Projection, cross_entropy, cross_entropy_rows};
+pub use cross_entropy::{IGNORE, Projection, cross_entropy, cross_entropy_rows, log_sum_exp};
 pub use embedding::embedding;
 pub use error::{Error, Result};
 pub use feed_forward::{Dense, Gated, feed_forward, gated_feed_forward};

@@ -163,7 +163,7 @@ pub enum TextError {
         position: usize,
     },
     /// A folder without a tokenizer.
-    #[error("{}: no tokenizer; expected tokenizer.json, or vocab.txt, or vocab.json with merges.txt", path.display())]
+    #[error("{}: no tokenizer; expected tokenizer.json, or vocab.txt, or vocab.json with merges.txt, or source.spm with target.spm and vocab.json", path.display())]
     NoTokenizer {
         /// The folder.
         path: PathBuf,

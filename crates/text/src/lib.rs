@@ -25,6 +25,7 @@ mod corpus;
 mod dataset;
 mod error;
 pub mod rng;
+mod sentencepiece;
 mod spelling;
 mod tokenizer;
 

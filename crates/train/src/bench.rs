@@ -1,10 +1,10 @@
 //! Timing of training steps.
 
-use crate::{Error, Objective, Optimizer, OptimizerSettings, Result, peak_rss, reset_peak_rss};
+use crate::{BatchSize, Error, Objective, Optimizer, OptimizerSettings, Result, peak_rss, reset_peak_rss};
 use genus_models::{Model, StackSpec};
 use genus_ops::profile::{self, Entry};
 use genus_ops::{Precision, Spans, Tape, scalar};
-use genus_text::{Batch, Sample, SequenceLabel, rng};
+use genus_text::{Batch, Parallel, Sample, SequenceLabel, Tokenizer, TranslationExamples, TranslationOptions, rng};
 use std::time::Instant;
 
 /// How [`train_step`] measures.
@@ -18,6 +18,8 @@ pub struct Timing {
     pub recompute: bool,
     /// Precision of matrix products.
     pub precision: Precision,
+    /// Weight of the uniform distribution in the targets of tokens.
+    pub smoothing: f64,
 }
 
 /// What [`train_step`] found.
@@ -123,6 +125,57 @@ pub fn natural_batch(objective: Objective, sequences: &[Vec<u32>], seed: u64) ->
     Ok(batch)
 }
 
+/// The first `most` batches of parallel text in a shuffled order, at natural lengths, and the seconds that their part of the text took
+/// to be tokenized. Targets begin as the model's configuration says, or
+/// else with the tokenizer's padding; pairs that do not fit the model are left out.
+///
+/// # Errors
+/// When the tokenizer has more tokens than the model or names no end of a text; when the text cannot be read or is too short.
+pub fn pair_batches(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    text: &Parallel,
+    size: BatchSize,
+    most: usize,
+    seed: u64,
+) -> Result<(Vec<Batch>, f64)> {
+    let (BatchSize::Sequences(n) | BatchSize::Tokens(n)) = size;
+    for (field, n) in [("batch", n), ("batches", most)] {
+        if n == 0 {
+            return Err(Error::config(field, 0, "at least 1"));
+        }
+    }
+    let (tokens, spec) = (tokenizer.vocab_size(), model.spec());
+    if tokens > spec.vocab_size {
+        let advice = "choose a smaller tokenizer, or give --vocab-size";
+        return Err(Error::Vocabulary { tokenizer: tokens, model: spec.vocab_size, advice });
+    }
+    let named = |field| model.config_field(field).and_then(|v| v.as_u64()).and_then(|n| u32::try_from(n).ok());
+    let end = named("eos_token_id").or_else(|| tokenizer.end_of_text());
+    let end = end.ok_or_else(|| Error::config("tokenizer", "without an end of a text", "one that has it"))?;
+    let start = named("decoder_start_token_id").or(tokenizer.special().pad).unwrap_or(end);
+    let options = TranslationOptions { start, end, longest: spec.n_ctx, shuffle: true, seed };
+    let begin = Instant::now();
+    let examples = TranslationExamples::build(text, tokenizer, options, |_| {})?;
+    let all = begin.elapsed().as_secs_f64() / examples.tokens() as f64;
+    let (mut batches, mut at) = (Vec::new(), 0);
+    while batches.len() < most {
+        let (batch, next) = size.take(&examples, at);
+        // A batch that runs into the next epoch is none of this text's.
+        if next > examples.len() as u64 {
+            break;
+        }
+        batches.push(batch);
+        at = next;
+    }
+    if batches.is_empty() {
+        let (BatchSize::Sequences(n) | BatchSize::Tokens(n)) = size;
+        return Err(Error::config("batch", n, format!("what {} pairs fill", examples.len())));
+    }
+    let tokens: usize = batches.iter().map(|b: &Batch| b.ids.len() + b.sources.len()).sum();
+    Ok((batches, all * tokens as f64))
+}
+
 /// Times training steps: forward and backward without dropout, clipping to norm 1, AdamW. A run is one step for each of
 /// `batches`, which are in memory already.
 ///
@@ -157,7 +210,7 @@ pub fn train_step(model: &Model, objective: Objective, batches: &[Batch], timing
         for batch in batches {
             let tape = Tape::recording().with_recompute(timing.recompute).with_precision(timing.precision);
             let scales = objective.targets(batch).scales();
-            let loss = objective.loss(model, &tape, batch, scales, 0.0, None)?;
+            let loss = objective.loss(model, &tape, batch, scales, timing.smoothing, None)?;
             tape.backward(&loss.total)?;
             let norm = optimizer.norm()?;
             optimizer.update(1e-4, norm)?;

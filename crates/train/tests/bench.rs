@@ -2,8 +2,9 @@
 
 use genus_models::{Dimensions, Model, find_preset};
 use genus_ops::Precision;
-use genus_train::Objective;
-use genus_train::bench::{Timing, natural_batch, random_batch, train_step};
+use genus_text::{Parallel, Tokenizer};
+use genus_train::bench::{Timing, natural_batch, pair_batches, random_batch, train_step};
+use genus_train::{BatchSize, Objective};
 
 fn model(preset: &str, objective: Objective) -> Model {
     let (family, preset) = find_preset(preset).unwrap();
@@ -34,7 +35,7 @@ fn steps_train_and_are_counted() {
             &m,
             objective,
             &[batch],
-            Timing { warmup: 2, runs: 5, recompute: false, precision: Precision::F32 },
+            Timing { warmup: 2, runs: 5, recompute: false, precision: Precision::F32, smoothing: 0.0 },
         )
         .unwrap();
         assert_eq!((report.seconds.len(), report.losses.len(), report.tokens), (5, 7, 144));
@@ -59,7 +60,7 @@ fn arithmetic_is_that_of_the_definition() {
         &m,
         Objective::Causal,
         &[batch.clone(), batch],
-        Timing { warmup: 0, runs: 1, recompute: false, precision: Precision::F32 },
+        Timing { warmup: 0, runs: 1, recompute: false, precision: Precision::F32, smoothing: 0.0 },
     )
     .unwrap();
     // Of a token: 12 d^2 weights a layer and the vocabulary, once forward and twice backward; attention as a triangle.
@@ -79,7 +80,7 @@ fn arithmetic_is_that_of_the_definition() {
         &m,
         Objective::Classification,
         &[batch],
-        Timing { warmup: 0, runs: 1, recompute: false, precision: Precision::Bf16 },
+        Timing { warmup: 0, runs: 1, recompute: false, precision: Precision::Bf16, smoothing: 0.0 },
     )
     .unwrap();
     let seen = (3 * 3 + 10 * 10) as f64;
@@ -100,8 +101,55 @@ fn impossible_workloads_are_refused() {
             &m,
             Objective::Causal,
             &[beyond],
-            Timing { warmup: 0, runs: 1, recompute: false, precision: Precision::F32 }
+            Timing { warmup: 0, runs: 1, recompute: false, precision: Precision::F32, smoothing: 0.0 }
         )
         .is_err()
     );
+}
+
+#[test]
+fn pairs_fill_batches_by_tokens() {
+    let (family, preset) = find_preset("transformer-base").unwrap();
+    let dims = Dimensions {
+        n_layers: Some(2),
+        d_model: Some(32),
+        n_heads: Some(2),
+        d_ff: Some(48),
+        vocab_size: Some(260),
+        n_ctx: Some(40),
+        ..Dimensions::default()
+    };
+    let m = Model::random(family, dims.apply((preset.spec)()).unwrap(), Objective::Translation.task(), 1).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (source, target) = (dir.path().join("s"), dir.path().join("t"));
+    let lines = |n: usize| (0..40).map(|i| format!("{}\n", "ab".repeat(1 + i * n % 7))).collect::<String>();
+    std::fs::write(&source, lines(3)).unwrap();
+    std::fs::write(&target, lines(5)).unwrap();
+    let text = Parallel::open(&[&source], &[&target]).unwrap();
+    let tokenizer = Tokenizer::bytes();
+    let of = |size, most| pair_batches(&m, &tokenizer, &text, size, most, 3);
+    let (batches, seconds) = of(BatchSize::Tokens(60), 3).unwrap();
+    assert!(batches.len() == 3 && seconds > 0.0);
+    assert!(
+        batches.iter().all(|b| b.ids.len() <= 60 && b.sources.len() <= 60 && b.ids.len().max(b.sources.len()) > 40)
+    );
+    assert!(batches.iter().all(|b| b.ids[0] == 256 && b.labels.len() == b.ids.len()));
+    // What there is, where more is asked for.
+    assert_eq!(of(BatchSize::Sequences(15), 9).unwrap().0.len(), 2);
+    assert!(of(BatchSize::Sequences(41), 1).unwrap_err().to_string().contains("batch is 41"));
+    assert!(of(BatchSize::Tokens(0), 1).is_err() && of(BatchSize::Tokens(9), 0).is_err());
+    let timing = Timing { warmup: 0, runs: 3, recompute: false, precision: Precision::F32, smoothing: 0.1 };
+    let report = train_step(&m, Objective::Translation, &batches, timing).unwrap();
+    assert_eq!(report.tokens as usize, batches.iter().map(|b| b.ids.len() + b.sources.len()).sum::<usize>());
+    assert_eq!(report.operations.iter().map(|e| e.flops).sum::<f64>(), 3.0 * report.flops);
+    assert!(report.losses[2] < report.losses[0], "{:?}", report.losses);
+    let small = Model::random(
+        family,
+        Dimensions { vocab_size: Some(100), ..dims }.apply((preset.spec)()).unwrap(),
+        Objective::Translation.task(),
+        1,
+    )
+    .unwrap();
+    let error = pair_batches(&small, &tokenizer, &text, BatchSize::Sequences(2), 1, 0).unwrap_err();
+    assert!(error.to_string().contains("vocab_size"), "{error}");
 }

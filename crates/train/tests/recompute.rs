@@ -182,7 +182,8 @@ fn much_less_memory_is_held() {
             let batch = random_batch(&spec, objective, 8, 128, 1).unwrap();
             // The first run makes the buffers that stay.
             let run = || {
-                let timing = Timing { warmup: 0, runs: 1, recompute, precision: genus_ops::Precision::F32 };
+                let timing =
+                    Timing { warmup: 0, runs: 1, recompute, precision: genus_ops::Precision::F32, smoothing: 0.0 };
                 train_step(&model, objective, std::slice::from_ref(&batch), timing).unwrap()
             };
             let first = run();

@@ -2,6 +2,7 @@
 
 mod compare;
 mod print;
+mod translation;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -45,6 +46,7 @@ enum Workload {
     Forward(ForwardBench),
     Prefill(PrefillBench),
     Decode(DecodeBench),
+    Translate(translation::TranslateBench),
     Tokenize(TokenizeBench),
 }
 
@@ -68,7 +70,7 @@ struct Subject {
 #[derive(Debug, clap::Args)]
 struct Rows {
     /// Sequences in a batch.
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, conflicts_with = "batch_tokens")]
     batch: usize,
     /// Tokens of each.
     #[arg(long, value_name = "N", default_value_t = 512)]
@@ -76,8 +78,8 @@ struct Rows {
     /// Text file: its lines, at their natural lengths, instead of random tokens.
     #[arg(long, value_name = "FILE", conflicts_with = "context")]
     lines: Option<PathBuf>,
-    /// Tokenizer for --lines: a folder, or bytes; without it, the model's own.
-    #[arg(long, value_name = "TOKENIZER", requires = "lines")]
+    /// Tokenizer for text: a folder, or bytes; without it, the model's own.
+    #[arg(long, value_name = "TOKENIZER")]
     tokenizer: Option<String>,
 }
 
@@ -88,7 +90,9 @@ pub(crate) struct TrainBench {
     subject: Subject,
     #[command(flatten)]
     rows: Rows,
-    /// causal, masked, pretraining or classification; without it, what the model was published with.
+    #[command(flatten)]
+    pairs: translation::PairFlags,
+    /// causal, masked, pretraining, classification or translation; without it, what the model was published with.
     #[arg(long, value_name = "OBJECTIVE")]
     objective: Option<Objective>,
     /// What is trained, by the name of the task: sequence-classification takes --lines with a tab and a class behind the text.
@@ -228,6 +232,7 @@ impl Workload {
                 let workload = format!("decode {}x{} after {}", b.batch, b.new_tokens, b.prompt_tokens);
                 (b.subject, model, workload, measured)
             }
+            Self::Translate(b) => b.measure(global)?,
             Self::Tokenize(b) => return b.measure(),
         };
         // After the workload, so that their memory is not the workload's.
@@ -265,7 +270,14 @@ impl TrainBench {
             bail!("{}: the task {} has no objective; choose one with --objective", self.subject.model, model.task());
         };
         let mut tokenizing = None;
+        let pairs = self.pairs.given();
         let (batches, workload) = match &self.rows.lines {
+            _ if pairs => {
+                let (batches, seconds) = self.pairs.batches(&model, folder.as_deref(), &self.rows, objective, seed)?;
+                tokenizing = Some(seconds);
+                let workload = self.pairs.workload(&batches);
+                (batches, workload)
+            }
             None => {
                 let (batch, context) = (self.rows.batch, self.rows.context);
                 let mut batch_of = random_batch(model.spec(), objective, batch, context, seed)?;
@@ -309,6 +321,7 @@ impl TrainBench {
             runs: self.subject.runs,
             recompute: self.recompute,
             precision: global.precision(),
+            smoothing: if pairs { translation::SMOOTHING } else { 0.0 },
         };
         let r = train_step(&model, objective, &batches, timing)?;
         let measured = Measured {

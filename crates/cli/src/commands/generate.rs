@@ -94,12 +94,20 @@ struct Prompt {
     ids: Vec<u32>,
 }
 
+/// What stands between a prompt and what it gave: an answer has a line of its own.
+fn behind(engine: &Engine<'_>) -> &'static str {
+    if engine.model().has_encoder() { "\n" } else { "" }
+}
+
 impl Generate {
     pub(crate) fn run(self, context: &Context) -> anyhow::Result<()> {
         let global = context.global()?;
         let texts = self.texts()?;
         let given_ids = self.ids.iter().map(|ids| parse_ids(ids)).collect::<anyhow::Result<Vec<_>>>()?;
-        let opened = model::open(&self.model, Some(Task::CausalLm), Purpose::Inference, &global)?;
+        // What reads one sequence and writes another continues nothing: it answers.
+        let reads = model::has_encoder(&self.model)?;
+        let task = if reads { Task::Seq2SeqLm } else { Task::CausalLm };
+        let opened = model::open(&self.model, Some(task), Purpose::Inference, &global)?;
         let with_text = !texts.is_empty() || !self.output_ids || !self.stop.is_empty();
         let tokenizer = self.tokenizer(&opened.folder, with_text)?;
         let config = GenerationConfig::open(&opened.folder)?;
@@ -133,7 +141,11 @@ impl Generate {
         };
         let requests = prompts
             .iter()
-            .map(|p| Ok(Request { prompt: p.ids.clone(), options: config.options(&overrides, p.ids.len())? }))
+            .map(|p| {
+                // A limit of the whole counts the token that an answer begins with, not the sequence that is read.
+                let prompt = if reads { 1 } else { p.ids.len() };
+                Ok(Request { prompt: p.ids.clone(), options: config.options(&overrides, prompt)? })
+            })
             .collect::<anyhow::Result<Vec<_>>>()?;
 
         let start = Instant::now();
@@ -143,7 +155,7 @@ impl Generate {
         };
         let seconds = start.elapsed().as_secs_f64();
         if !streamed {
-            self.print(context, &prompts, &completions)?;
+            self.print(context, &prompts, &completions, behind(&engine))?;
         }
         if !context.json && !self.output_ids {
             let n: usize = completions.iter().map(|c| c.ids.len()).sum();
@@ -210,7 +222,8 @@ impl Generate {
                 // The prompt goes before the first token: a prompt that cannot be continued is an error and nothing else.
                 let prompt = prompts[0].text.as_deref().filter(|_| count == 1).unwrap_or_default();
                 let mut out = anstream::stdout().lock();
-                let written = if prompt.is_empty() { Ok(()) } else { write!(out, "\x1b[2m{prompt}\x1b[0m") };
+                let behind = behind(engine);
+                let written = if prompt.is_empty() { Ok(()) } else { write!(out, "\x1b[2m{prompt}\x1b[0m{behind}") };
                 failed = written.and_then(|()| out.write_all(event.text.as_bytes())).and_then(|()| out.flush()).err();
                 if failed.is_some() {
                     // Nobody reads any more: end the work too.
@@ -252,7 +265,13 @@ impl Generate {
         Ok(out)
     }
 
-    fn print(&self, context: &Context, prompts: &[Prompt], completions: &[Completion]) -> anyhow::Result<()> {
+    fn print(
+        &self,
+        context: &Context,
+        prompts: &[Prompt],
+        completions: &[Completion],
+        behind: &str,
+    ) -> anyhow::Result<()> {
         let mut out = anstream::stdout().lock();
         for (i, (prompt, c)) in prompts.iter().zip(completions).enumerate() {
             if context.json {
@@ -271,7 +290,7 @@ impl Generate {
                     writeln!(out, "{}\x1b[1m--- {}\x1b[0m", if i > 0 { "\n" } else { "" }, i + 1)?;
                 }
                 let text = prompt.text.as_deref().unwrap_or_default();
-                writeln!(out, "\x1b[2m{text}\x1b[0m{}", c.text.as_deref().unwrap_or_default())?;
+                writeln!(out, "\x1b[2m{text}\x1b[0m{behind}{}", c.text.as_deref().unwrap_or_default())?;
             }
         }
         out.flush()?;

@@ -75,6 +75,9 @@ pub(crate) struct Encode {
     /// Leave out what the tokenizer puts around a text (BERT: [CLS] and [SEP]).
     #[arg(long)]
     no_special_tokens: bool,
+    /// The texts are in the language that is translated into, where the tokenizer has a model for each (Marian).
+    #[arg(long)]
+    target: bool,
     /// Show each token's spelling beside its id.
     #[arg(long)]
     tokens: bool,
@@ -183,7 +186,7 @@ impl Train {
 }
 
 fn refuse_to_replace(folder: &Path) -> anyhow::Result<()> {
-    for name in ["tokenizer.json", "vocab.txt", "vocab.json"] {
+    for name in ["tokenizer.json", "vocab.txt", "vocab.json", "source.spm"] {
         if folder.join(name).exists() {
             bail!(
                 "{}: the folder holds a tokenizer already ({name}); choose another folder, or remove that one",
@@ -204,7 +207,11 @@ impl Encode {
             flags: "--text TEXT, --texts FILE or --text-file FILE",
         };
         let texts = texts.read()?;
-        let encoded = tokenizer.encode_batch(&texts, !self.no_special_tokens)?;
+        let special = !self.no_special_tokens;
+        let encoded = match self.target {
+            true => texts.iter().map(|t| tokenizer.encode_target(t, special)).collect::<Result<_, _>>()?,
+            false => tokenizer.encode_batch(&texts, special)?,
+        };
         let mut out = std::io::stdout().lock();
         for ids in &encoded {
             let tokens = || ids.iter().map(|&id| tokenizer.token(id).unwrap_or_default());

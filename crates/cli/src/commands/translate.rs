@@ -4,9 +4,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use genus_checkpoint::atomic::atomic_write;
-use genus_infer::{Beam, BeamOptions, Engine, GenerateOptions, GenerationConfig, Overrides, Request};
+use genus_infer::{BEYOND, BeamOptions, Engine, GenerationConfig, Sources, TranslateOptions, Translation};
 use genus_models::{Model, Task};
 use genus_ops::Precision;
 use genus_text::Tokenizer;
@@ -18,9 +18,6 @@ use crate::model::{self, Purpose};
 use crate::progress::{Progress, grouped};
 use crate::report::json_line;
 use crate::source::read_text;
-
-/// Tokens that a translation may have beyond those of its source (Vaswani et al. 2017, section 6.1).
-const BEYOND: usize = 50;
 
 /// How translations are searched.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -52,11 +49,11 @@ pub(crate) struct Translate {
     search: SearchFlags,
 }
 
-/// A translated line.
-pub(crate) struct Translation {
-    pub(crate) text: String,
-    pub(crate) ids: Vec<u32>,
-    pub(crate) score: Option<f64>,
+impl SearchFlags {
+    pub(crate) fn options(self) -> TranslateOptions {
+        let beam = BeamOptions { beams: self.beams, length_penalty: self.length_penalty };
+        TranslateOptions { beam, max_new_tokens: self.max_new_tokens, beyond: BEYOND, to_the_full: false }
+    }
 }
 
 impl Translate {
@@ -118,47 +115,17 @@ impl Translator {
     pub(crate) fn translate(&self, lines: &[String], search: SearchFlags) -> anyhow::Result<Vec<Translation>> {
         let engine = Engine::new(&self.model, Some(&self.tokenizer))?;
         let engine = engine.with_cancel(interrupt::flag()).with_precision(self.precision);
-        translate(&engine, &self.tokenizer, &self.config, lines, search)
+        let options = search.options();
+        let sources = Sources::encode(&engine, &self.config, lines, options)?;
+        let mut progress = Progress::new("translating", Some(sources.len() as u64));
+        let mut done = 0;
+        let translations = sources.translate(&engine, options.beam, || {
+            done += 1;
+            progress.update(done, "lines");
+        })?;
+        progress.finish();
+        Ok(translations)
     }
-}
-
-fn translate(
-    engine: &Engine<'_>,
-    tokenizer: &Tokenizer,
-    config: &GenerationConfig,
-    lines: &[String],
-    search: SearchFlags,
-) -> anyhow::Result<Vec<Translation>> {
-    let (mut places, mut requests) = (Vec::new(), Vec::new());
-    let n_ctx = engine.model().spec().n_ctx;
-    for (i, line) in lines.iter().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-        let prompt = engine.encode(line)?;
-        if prompt.len() > n_ctx {
-            bail!("line {}: found {} tokens, expected at most {n_ctx} (the model's context)", i + 1, prompt.len());
-        }
-        let most = search.max_new_tokens.unwrap_or(prompt.len() + BEYOND);
-        let overrides = Overrides { greedy: Some(true), max_new_tokens: Some(most), ..Overrides::default() };
-        let options = GenerateOptions { repetition_penalty: 1.0, ..config.options(&overrides, prompt.len())? };
-        places.push(i);
-        requests.push(Request { prompt, options });
-    }
-    let options = BeamOptions { beams: search.beams, length_penalty: search.length_penalty };
-    let mut progress = Progress::new("translating", Some(requests.len() as u64));
-    let mut done = 0;
-    let found: Vec<Vec<Beam>> = engine.beam_searches(&requests, options, |_, _| {
-        done += 1;
-        progress.update(done, "lines");
-    })?;
-    progress.finish();
-    let mut out: Vec<Translation> =
-        lines.iter().map(|_| Translation { text: String::new(), ids: Vec::new(), score: None }).collect();
-    for (i, beams) in places.into_iter().zip(found) {
-        let Some(best) = beams.into_iter().next() else { bail!("line {}: the search found nothing", i + 1) };
-        // A line stays a line.
-        let text = tokenizer.decode(&best.ids, true)?.replace(['\n', '\r'], " ");
-        out[i] = Translation { text: text.trim().to_owned(), ids: best.ids, score: Some(best.score) };
-    }
-    Ok(out)
 }
 
 /// The lines of a file; `.gz` is unpacked.

@@ -196,6 +196,7 @@ mod tests {
             threads: 2,
             kernel_level: "avx512".into(),
             tokens_per_second: 2048.0 / median(seconds),
+            lines_per_second: None,
             seconds: seconds.to_vec(),
             tokenizing_seconds: None,
             peak_rss_bytes: Some(3_000_000_000),

@@ -2,9 +2,11 @@
 
 mod compare;
 mod report;
+mod translate;
 
 pub use compare::{Change, Comparison, compare};
 pub use report::{Ceilings, ELSE, Measured, Report, Share, measure};
+pub use translate::{TranslationSearch, translate};
 
 use crate::embed::{EmbedOptions, embed_ids, encode_lines};
 use crate::{Engine, Error, GenerateOptions, Request, Result};

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct Measured {
     /// Tokens of one run.
     pub tokens: usize,
+    /// Lines of one run, where text is translated.
+    pub lines: Option<usize>,
     /// Floating-point operations of one run's matrix products.
     pub flops: f64,
     /// Bytes of weights that one run reads, where that is what limits it.
@@ -153,6 +155,9 @@ pub struct Report {
     pub kernel_level: String,
     /// Of the median run.
     pub tokens_per_second: f64,
+    /// Of the median run, where text is translated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines_per_second: Option<f64>,
     /// All runs.
     pub seconds: Vec<f64>,
     /// The part of `seconds` that tokenising took.
@@ -195,6 +200,7 @@ impl Report {
             threads: genus_ops::pool::threads(),
             kernel_level: genus_ops::level().name().to_owned(),
             tokens_per_second: m.tokens as f64 / median,
+            lines_per_second: m.lines.map(|n| n as f64 / median),
             seconds: m.seconds.clone(),
             tokenizing_seconds: m.tokenizing_seconds.clone(),
             peak_rss_bytes: m.peak_rss_bytes,

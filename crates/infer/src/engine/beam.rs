@@ -1,8 +1,9 @@
 //! Beam search.
 
-use super::{Engine, GenerateOptions, Request};
+use super::{Engine, GenerateOptions, Request, all_finite};
 use crate::{Error, Result};
 use genus_models::SequenceCache;
+use genus_ops::log_sum_exp;
 use std::collections::VecDeque;
 use std::sync::OnceLock;
 
@@ -27,6 +28,15 @@ pub struct Beam {
     pub ended: bool,
 }
 
+/// How much a search had to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Work {
+    /// Tokens that the decoder read, over all beams and steps.
+    pub rows: usize,
+    /// Tokens that those saw before themselves, together.
+    pub seen: usize,
+}
+
 #[derive(Debug, Default)]
 struct Running {
     tokens: Vec<u32>,
@@ -34,8 +44,11 @@ struct Running {
     cache: SequenceCache,
 }
 
+/// Logits that are passed over together where none is large enough.
+const LOOKED_AT: usize = 64;
+
 /// Requests that are searched at a time.
-const TOGETHER: usize = 64;
+pub(super) const TOGETHER: usize = 64;
 
 /// The search for one request.
 #[derive(Debug)]
@@ -51,6 +64,7 @@ struct Search<'r> {
     step: usize,
     /// Tokens that there is room for.
     room: usize,
+    work: Work,
 }
 
 impl Engine<'_> {
@@ -73,12 +87,22 @@ impl Engine<'_> {
         &self,
         requests: &[Request],
         options: BeamOptions,
-        mut on_done: impl FnMut(usize, &[Beam]),
+        on_done: impl FnMut(usize, &[Beam]),
     ) -> Result<Vec<Vec<Beam>>> {
+        Ok(self.counted_searches(requests, options, on_done)?.into_iter().map(|d| d.0).collect())
+    }
+
+    /// As [`Engine::beam_searches`], with the work of each search.
+    pub(crate) fn counted_searches(
+        &self,
+        requests: &[Request],
+        options: BeamOptions,
+        mut on_done: impl FnMut(usize, &[Beam]),
+    ) -> Result<Vec<(Vec<Beam>, Work)>> {
         let searches = requests.iter().enumerate().map(|(i, r)| Search::new(self, i, r, options));
         let mut waiting: VecDeque<Search<'_>> = searches.collect::<Result<_>>()?;
         let mut active: Vec<Search<'_>> = Vec::new();
-        let mut done: Vec<Vec<Beam>> = requests.iter().map(|_| Vec::new()).collect();
+        let mut done: Vec<(Vec<Beam>, Work)> = requests.iter().map(|_| Default::default()).collect();
         loop {
             self.start(&mut active, &mut waiting)?;
             if active.is_empty() {
@@ -94,8 +118,9 @@ impl Engine<'_> {
             active.retain_mut(|search| {
                 let ended = search.ended();
                 if ended {
-                    done[search.request] = search.result();
-                    on_done(search.request, &done[search.request]);
+                    let result = (search.result(), search.work);
+                    on_done(search.request, &result.0);
+                    done[search.request] = result;
                 }
                 !ended
             });
@@ -105,7 +130,7 @@ impl Engine<'_> {
     /// Takes up waiting searches, as many as a pass may have; their sources are read.
     fn start<'r>(&self, active: &mut Vec<Search<'r>>, waiting: &mut VecDeque<Search<'r>>) -> Result<()> {
         let (first, mut tokens) = (active.len(), 0);
-        while active.len() < TOGETHER
+        while active.len() < self.together
             && let Some(next) = waiting.front()
         {
             tokens += next.prompt.len() + next.source.as_ref().map_or(0, Vec::len);
@@ -133,6 +158,7 @@ impl Engine<'_> {
         let logits = self.forward(&pieces.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut caches, &wanted)?;
         let beams = active.iter_mut().flat_map(|s| s.running.iter_mut());
         beams.zip(caches).for_each(|(r, cache)| r.cache = cache);
+        active.iter_mut().for_each(Search::count);
         let of_row: Vec<&Search<'_>> = active.iter().flat_map(|s| s.running.iter().map(move |_| s)).collect();
         let slots: Vec<OnceLock<Best>> = of_row.iter().map(|_| OnceLock::new()).collect();
         logits.read(|rows| {
@@ -172,7 +198,26 @@ impl<'r> Search<'r> {
         let room = request.options.max_new_tokens.min(engine.model.spec().n_ctx + 1 - prompt.len());
         let running = if room == 0 { Vec::new() } else { vec![Running::default()] };
         let options = &request.options;
-        Ok(Search { request: number, options, beam, source, prompt, running, finished: Vec::new(), step: 0, room })
+        Ok(Search {
+            request: number,
+            options,
+            beam,
+            source,
+            prompt,
+            running,
+            finished: Vec::new(),
+            step: 0,
+            room,
+            work: Work::default(),
+        })
+    }
+
+    /// Counts the step that was computed.
+    fn count(&mut self) {
+        let (beams, prompt) = (self.running.len(), self.prompt.len());
+        let (new, before) = if self.step == 0 { (prompt, 0) } else { (1, prompt + self.step - 1) };
+        self.work.rows += beams * new;
+        self.work.seen += beams * (0..new).map(|i| before + i).sum::<usize>();
     }
 
     /// Whether it is too early for an end.
@@ -184,18 +229,29 @@ impl<'r> Search<'r> {
     fn best(&self, row: &[f32]) -> Best {
         let most = self.beam.beams * (1 + self.options.eos.len().max(1));
         let mut tokens: Vec<(f32, u32)> = Vec::with_capacity(most + 1);
-        if let Some(bad) = row.iter().position(|x| !x.is_finite()) {
+        if !all_finite(row)
+            && let Some(bad) = row.iter().position(|x| !x.is_finite())
+        {
             return Best { tokens, norm: 0.0, bad: Some((bad, row[bad])) };
         }
         let few = self.few();
-        for (&x, id) in row.iter().zip(0..) {
-            let last = tokens.last().filter(|_| tokens.len() == most);
-            if last.is_some_and(|l| x <= l.0) || (few && self.options.eos.contains(&id)) {
+        for (chunk, first) in row.chunks(LOOKED_AT).zip((0..).step_by(LOOKED_AT)) {
+            // Most hold nothing that is large enough.
+            let least = tokens.last().filter(|_| tokens.len() == most).map_or(f32::NEG_INFINITY, |l| l.0);
+            if largest(chunk) <= least {
                 continue;
             }
-            let at = tokens.partition_point(|t| t.0 >= x);
-            tokens.insert(at, (x, id));
-            tokens.truncate(most);
+            for (&x, id) in chunk.iter().zip(first..) {
+                if tokens.last().filter(|_| tokens.len() == most).is_some_and(|l| x <= l.0) {
+                    continue;
+                }
+                if (few && self.options.eos.contains(&id)) || self.options.banned.contains(&id) {
+                    continue;
+                }
+                let at = tokens.partition_point(|t| t.0 >= x);
+                tokens.insert(at, (x, id));
+                tokens.truncate(most);
+            }
         }
         Best { tokens, norm: log_sum_exp(row), bad: None }
     }
@@ -248,7 +304,7 @@ impl<'r> Search<'r> {
             self.running.clear();
             return Ok(());
         }
-        self.running = fork(std::mem::take(&mut self.running), kept)?;
+        self.running = fork(std::mem::take(&mut self.running), kept, self.prompt.len())?;
         Ok(())
     }
 
@@ -266,22 +322,43 @@ impl<'r> Search<'r> {
     }
 }
 
-/// The beams that go on, each with the cache of the one that it continues: moved for the last user, copied for the others.
-fn fork(running: Vec<Running>, kept: Vec<(Vec<u32>, f64, usize)>) -> Result<Vec<Running>> {
+/// The largest of some numbers; in lanes, as a vocabulary's row is long.
+fn largest(x: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let larger = |m: f32, v: f32| if v > m { v } else { m };
+    let mut most = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        most.iter_mut().zip(chunk).for_each(|(m, v)| *m = larger(*m, *v));
+    }
+    most.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| larger(m, v))
+}
+
+/// The beams that go on, each with the cache of the one that it continues: moved for the last user, copied for the others, into the
+/// cache of a beam that ends where there is one. What both have read alike is then there already.
+fn fork(running: Vec<Running>, kept: Vec<(Vec<u32>, f64, usize)>, prompt: usize) -> Result<Vec<Running>> {
     let mut uses = vec![0usize; running.len()];
     kept.iter().for_each(|k| uses[k.2] += 1);
-    let mut caches: Vec<SequenceCache> = running.into_iter().map(|r| r.cache).collect();
+    let (read, mut caches): (Vec<Vec<u32>>, Vec<SequenceCache>) =
+        running.into_iter().map(|r| (r.tokens, r.cache)).unzip();
+    let mut unused: Vec<usize> = (0..read.len()).filter(|&b| uses[b] == 0).collect();
     kept.into_iter()
         .map(|(tokens, sum, b)| {
             uses[b] -= 1;
-            let cache = if uses[b] == 0 { std::mem::take(&mut caches[b]) } else { caches[b].fork()? };
+            if uses[b] == 0 {
+                return Ok(Running { tokens, sum, cache: std::mem::take(&mut caches[b]) });
+            }
+            let alike = |&u: &usize| read[u].iter().zip(&read[b]).take_while(|(x, y)| x == y).count();
+            let nearest = unused.iter().enumerate().max_by_key(|(_, u)| alike(u)).map(|(i, _)| i);
+            let cache = match nearest {
+                Some(i) => {
+                    let u = unused.swap_remove(i);
+                    let mut cache = std::mem::take(&mut caches[u]);
+                    cache.copy_from(&caches[b], prompt + alike(&u))?;
+                    cache
+                }
+                None => caches[b].fork()?,
+            };
             Ok(Running { tokens, sum, cache })
         })
         .collect()
-}
-
-/// `ln(sum(exp(x)))`.
-pub(crate) fn log_sum_exp(x: &[f32]) -> f64 {
-    let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    f64::from(top) + x.iter().map(|&v| f64::from(v - top).exp()).sum::<f64>().ln()
 }

@@ -9,11 +9,11 @@ mod options;
 mod sampling;
 mod text;
 
-pub(crate) use beam::log_sum_exp;
+pub(crate) use beam::Work;
 pub use beam::{Beam, BeamOptions};
 pub use options::{GenerateOptions, GenerationConfig, MAX_NEW_TOKENS, Overrides, Sampling};
 
-pub(crate) use sampling::argmax;
+pub(crate) use sampling::{all_finite, argmax};
 
 use crate::{Error, Result};
 use genus_models::{Encoded, Input, Model, SequenceCache, Task};
@@ -97,6 +97,7 @@ pub struct Engine<'a> {
     path: Path,
     precision: Precision,
     step_tokens: usize,
+    together: usize,
 }
 
 impl<'a> Engine<'a> {
@@ -124,6 +125,7 @@ impl<'a> Engine<'a> {
             path: Path::default(),
             precision: Precision::default(),
             step_tokens: 2048,
+            together: beam::TOGETHER,
         })
     }
 
@@ -149,6 +151,12 @@ impl<'a> Engine<'a> {
     /// results do not depend on it.
     pub fn with_step_tokens(mut self, n: usize) -> Self {
         self.step_tokens = n.max(1);
+        self
+    }
+
+    /// Searches at most that many requests at a time with beams (64 by default). The results do not depend on it.
+    pub fn with_searches_together(mut self, n: usize) -> Self {
+        self.together = n.max(1);
         self
     }
 

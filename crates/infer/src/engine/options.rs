@@ -36,6 +36,8 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// No end token before that many tokens.
     pub min_new_tokens: usize,
+    /// Tokens that are never chosen.
+    pub banned: Vec<u32>,
     /// Tokens that end a sequence. They are part of the generated ids and not of the text.
     pub eos: Vec<u32>,
     /// Go on after an end token.
@@ -57,6 +59,7 @@ impl Default for GenerateOptions {
             repetition_penalty: 1.0,
             max_new_tokens: MAX_NEW_TOKENS,
             min_new_tokens: 0,
+            banned: Vec::new(),
             eos: Vec::new(),
             ignore_eos: false,
             stop: Vec::new(),
@@ -145,6 +148,8 @@ pub struct GenerationConfig {
     pub max_length: Option<usize>,
     /// `min_new_tokens`.
     pub min_new_tokens: Option<usize>,
+    /// `bad_words_ids`, as far as they are single tokens (a Marian model's padding).
+    pub banned: Vec<u32>,
     /// `eos_token_id`, one or several.
     pub eos: Vec<u32>,
     /// `bos_token_id`.
@@ -165,6 +170,9 @@ impl GenerationConfig {
         if let Some(file) = JsonFile::open_optional(folder.join("config.json"))? {
             if config.eos.is_empty() {
                 config.eos = ids(&file, "eos_token_id")?;
+            }
+            if config.banned.is_empty() {
+                config.banned = single_words(&file)?;
             }
             if config.bos.is_none() {
                 config.bos = ids(&file, "bos_token_id")?.first().copied();
@@ -189,6 +197,7 @@ impl GenerationConfig {
             max_new_tokens: count(file, "max_new_tokens")?,
             max_length: count(file, "max_length")?,
             min_new_tokens: count(file, "min_new_tokens")?,
+            banned: single_words(file)?,
             eos: ids(file, "eos_token_id")?,
             bos: ids(file, "bos_token_id")?.first().copied(),
         })
@@ -220,6 +229,7 @@ impl GenerationConfig {
             repetition_penalty: o.repetition_penalty.or(self.repetition_penalty).unwrap_or(1.0),
             max_new_tokens,
             min_new_tokens,
+            banned: self.banned.clone(),
             eos: self.eos.clone(),
             ignore_eos: o.ignore_eos,
             stop: o.stop.clone(),
@@ -254,6 +264,22 @@ fn count(file: &JsonFile, field: &str) -> Result<Option<usize>> {
     }
 }
 
+/// The tokens of `bad_words_ids`, each a list of one.
+fn single_words(file: &JsonFile) -> Result<Vec<u32>> {
+    const FIELD: &str = "bad_words_ids";
+    let wrong =
+        || file.field_error(FIELD, "a list of lists of one token id each (words of several are not supported)").into();
+    let one = |v: &Value| match v.as_array()?.as_slice() {
+        [id] => u32::try_from(id.as_u64()?).ok(),
+        _ => None,
+    };
+    match present(file, FIELD) {
+        None => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(|v| one(v).ok_or_else(wrong)).collect(),
+        Some(_) => Err(wrong()),
+    }
+}
+
 fn ids(file: &JsonFile, field: &str) -> Result<Vec<u32>> {
     let wrong = || file.field_error(field, "a token id or a list of them").into();
     let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
@@ -278,6 +304,8 @@ mod tests {
 
     #[test]
     fn absent_fields_have_the_defaults() {
+        let c = config(r#"{"bad_words_ids": [[7], [2]], "forced_eos_token_id": 0}"#).unwrap();
+        assert_eq!(c.options(&Overrides::default(), 10).unwrap().banned, [7, 2]);
         let c = config(r#"{"eos_token_id": [3, 5], "_from_model_config": true}"#).unwrap();
         let o = c.options(&Overrides::default(), 10).unwrap();
         assert_eq!(o, GenerateOptions { eos: vec![3, 5], ..Default::default() });
@@ -303,6 +331,8 @@ mod tests {
             (r#"{"eos_token_id": ["x"]}"#, "eos_token_id"),
             (r#"{"top_k": -3}"#, "top_k"),
             (r#"{"do_sample": 1}"#, "do_sample"),
+            (r#"{"bad_words_ids": [[1, 2]]}"#, "bad_words_ids"),
+            (r#"{"bad_words_ids": [3]}"#, "bad_words_ids"),
         ] {
             let message = config(text).unwrap_err().to_string();
             assert!(message.contains("generation_config.json") && message.contains(field), "{message}");

@@ -52,6 +52,14 @@ impl Sampler {
                 }
             }
         }
+        // Where nothing else is left, bans have no effect.
+        if o.banned.iter().filter(|&&id| (id as usize) < logits.len()).count() < logits.len() {
+            for &id in &o.banned {
+                if let Some(x) = logits.to_mut().get_mut(id as usize) {
+                    *x = f32::NEG_INFINITY;
+                }
+            }
+        }
         let logits = logits.as_ref();
         let id = match o.sampling {
             Sampling::Greedy => argmax(logits),
@@ -71,7 +79,7 @@ impl Sampler {
 }
 
 /// Whether all values are finite; in lanes, as a vocabulary's row is long.
-fn all_finite(x: &[f32]) -> bool {
+pub(crate) fn all_finite(x: &[f32]) -> bool {
     let (chunks, rest) = x.as_chunks::<16>();
     // Times 0, anything that is not finite is NaN.
     let mut sums = [0f32; 16];

@@ -202,10 +202,25 @@ unsafe fn transpose_tile<S: Simd>(src: Rows, rows: usize, d: usize, dst: &mut [f
                 S::transpose(from, src.stride, dst.as_mut_ptr().add(p * KEYS + i), KEYS);
             }
         }
-        for p in 0..d {
+        let mut beyond = whole_rows;
+        if whole_rows < rows {
+            // The last rows with zeros below them: a few keys are the common case when tokens are generated.
+            let mut last = [0f32; 16 * 16];
+            for p in (0..whole).step_by(l) {
+                for i in whole_rows..rows {
+                    let to = last.as_mut_ptr().add((i - whole_rows) * l);
+                    S::store(to, S::load(src.ptr.add(i * src.stride + p)));
+                }
+                S::transpose(last.as_ptr(), l, dst.as_mut_ptr().add(p * KEYS + whole_rows), KEYS);
+            }
+            beyond += l;
+        }
+        for p in 0..whole {
+            dst[p * KEYS + beyond..(p + 1) * KEYS].fill(0.0);
+        }
+        for p in whole..d {
             let row = &mut dst[p * KEYS..(p + 1) * KEYS];
-            let first = if p < whole { whole_rows } else { 0 };
-            for (i, x) in row.iter_mut().enumerate().skip(first) {
+            for (i, x) in row.iter_mut().enumerate() {
                 *x = if i < rows { *src.ptr.add(i * src.stride + p) } else { 0.0 };
             }
         }

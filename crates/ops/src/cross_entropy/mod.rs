@@ -2,6 +2,9 @@
 
 pub(crate) mod cpu;
 pub(crate) mod definition;
+mod sum;
+
+pub use sum::log_sum_exp;
 
 use crate::array::{tensor, uninit, with_slice_mut, with_slices};
 use crate::linear::{Layout, by_definition, matrix, vector};

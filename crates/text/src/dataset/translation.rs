@@ -75,12 +75,11 @@ impl TranslationExamples {
         let (mut empty, mut too_long, mut target_bytes) = (0, 0, 0);
         let TranslationOptions { end, longest, .. } = options;
         let encode = |(s, t): &(String, String)| {
-            let side = |text: &str| {
-                let mut ids = tokenizer.encode(text, false)?;
-                ids.push(end);
-                Ok::<_, TextError>(ids)
-            };
-            Ok((side(s)?, side(t)?, t.len()))
+            let mut source = tokenizer.encode(s, false)?;
+            let mut target = tokenizer.encode_target(t, false)?;
+            source.push(end);
+            target.push(end);
+            Ok((source, target, t.len()))
         };
         let bytes = |(s, t): &(String, String)| s.len() + t.len();
         in_parallel(text.pairs(), bytes, encode, progress, |(s, t, bytes): (Vec<u32>, Vec<u32>, usize)| {

@@ -3,6 +3,7 @@
 mod bpe;
 mod fast;
 mod gaps;
+mod marian;
 mod open;
 mod save;
 mod spec;
@@ -18,6 +19,7 @@ pub use train::{TrainKind, TrainOptions, TrainProgress};
 use crate::error::{Result, TextError};
 use fast::Fast;
 use gaps::Gaps;
+use marian::{Language, Marian};
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 use tokenizers::decoders::DecoderWrapper;
@@ -79,6 +81,8 @@ struct Inner {
     class: Option<String>,
     fast: Option<Fast>,
     gaps: Option<Gaps>,
+    /// Models of two languages, which then do all encoding and decoding; the library only keeps the vocabulary.
+    marian: Option<Marian>,
     /// What adding special tokens puts before and after a single sequence; `None` where that is not so simple.
     wrap: Option<(Vec<u32>, Vec<u32>)>,
     continues: OnceLock<Vec<bool>>,
@@ -91,10 +95,11 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    pub(crate) fn assemble(
+    fn assemble(
         mut library: tokenizers::Tokenizer,
         special: SpecialTokens,
         class: Option<String>,
+        marian: Option<Marian>,
     ) -> Result<Self> {
         // Cutting and padding are the caller's business; a folder's settings for them would silently lose text.
         library.with_truncation(None).map_err(TextError::library)?;
@@ -106,24 +111,32 @@ impl Tokenizer {
             }
             ModelWrapper::WordPiece(_) => TokenizerKind::WordPiece,
             ModelWrapper::Unigram(_) => TokenizerKind::Unigram,
+            _ if marian.is_some() => TokenizerKind::Unigram,
             _ => TokenizerKind::Other,
         };
-        let wrap = wrap_of(&library)?;
+        let wrap = match &marian {
+            Some(marian) => Some((Vec::new(), vec![marian.end()])),
+            None => wrap_of(&library)?,
+        };
         let fast = Fast::of(&library);
         let gaps = Gaps::of(&library);
         let continues = OnceLock::new();
-        let inner = Inner { library, special, kind, vocab_size, class, fast, gaps, wrap, continues };
+        let inner = Inner { library, special, kind, vocab_size, class, fast, gaps, marian, wrap, continues };
         Ok(Tokenizer { inner: Arc::new(inner) })
     }
 
     /// Text to ids. With `add_special`, what the tokenizer puts around a single sequence is added (BERT:
-    /// `[CLS] ... [SEP]`; GPT-2: nothing).
+    /// `[CLS] ... [SEP]`; GPT-2: nothing; Marian: `</s>` behind it). Where there are models of two languages, the text is in the
+    /// source's.
     ///
     /// # Errors
     /// [`TextError::Character`] or [`TextError::Tokenizer`] when the vocabulary cannot spell the text and has no unknown token.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let inner = &*self.inner;
         self.check_text(text)?;
+        if let Some(marian) = &inner.marian {
+            return Ok(marian.encode(self, text, Language::Source, add_special));
+        }
         if let Some(fast) = &inner.fast {
             if !add_special {
                 return fast.encode(&inner.library, text);
@@ -139,6 +152,18 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// As [`Tokenizer::encode`], for a text in the language that is translated into; another only where the tokenizer has models of
+    /// two languages.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_target(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        match &self.inner.marian {
+            Some(marian) => Ok(marian.encode(self, text, Language::Target, add_special)),
+            None => self.encode(text, add_special),
+        }
+    }
+
     /// As [`Tokenizer::encode`], with the bytes of the text that each token stands for; those of tokens that are put around it
     /// are empty.
     ///
@@ -146,6 +171,9 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str, add_special: bool) -> Result<Vec<(u32, std::ops::Range<usize>)>> {
         self.check_text(text)?;
+        if let Some(marian) = &self.inner.marian {
+            return Ok(marian.encode_with_offsets(self, text, add_special));
+        }
         let encoding = self.inner.library.encode(text, add_special).map_err(TextError::library)?;
         let ids = encoding.get_ids().iter().copied();
         Ok(ids.zip(encoding.get_offsets()).map(|(id, &(from, to))| (id, from..to)).collect())
@@ -157,6 +185,10 @@ impl Tokenizer {
     /// As [`encode`](Self::encode).
     pub fn encode_pair(&self, a: &str, b: &str) -> Result<Encoded> {
         [a, b].into_iter().try_for_each(|text| self.check_text(text))?;
+        if self.inner.marian.is_some() {
+            let ids = [self.encode(a, false)?, self.encode(b, true)?].concat();
+            return Ok(Encoded { token_types: vec![0; ids.len()], ids });
+        }
         let e = self.inner.library.encode_fast((a, b), true).map_err(TextError::library)?;
         Ok(Encoded { ids: e.get_ids().to_vec(), token_types: e.get_type_ids().to_vec() })
     }
@@ -176,6 +208,9 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         for (position, &id) in ids.iter().enumerate() {
             self.check_id(id, position)?;
+        }
+        if let Some(marian) = &self.inner.marian {
+            return Ok(marian.decode(self, ids, skip_special));
         }
         // Some of the library's decoders take no empty list.
         if ids.iter().all(|&id| skip_special && self.is_special(id)) {
@@ -277,6 +312,10 @@ impl Tokenizer {
                 };
         }
         table
+    }
+
+    fn marian(&self) -> Option<&Marian> {
+        self.inner.marian.as_ref()
     }
 
     pub(crate) fn library(&self) -> &tokenizers::Tokenizer {

@@ -2,6 +2,7 @@
 
 use super::bpe::{byte_level_json, pairs};
 use super::fast::BYTE_CHARS;
+use super::marian;
 use super::{SpecialTokens, Tokenizer};
 use crate::error::{Result, TextError, json_kind};
 use serde_json::{Map, Value, json};
@@ -20,7 +21,7 @@ pub(super) const NAMES: [&str; 7] =
 
 impl Tokenizer {
     /// Reads a tokenizer from a folder: `tokenizer.json`, or `vocab.txt` (WordPiece with BERT's normaliser), or
-    /// `vocab.json` with `merges.txt` (byte-level BPE, RoBERTa's with its special tokens included; or GPT's, whose words end in `</w>`). Special tokens come from `tokenizer_config.json` and
+    /// `vocab.json` with `merges.txt` (byte-level BPE, RoBERTa's with its special tokens included; or GPT's, whose words end in `</w>`), or `source.spm` and `target.spm` with `vocab.json` (Marian). Special tokens come from `tokenizer_config.json` and
     /// `special_tokens_map.json`, where present.
     ///
     /// # Errors
@@ -34,6 +35,9 @@ impl Tokenizer {
             });
         }
         let config = Config::read(folder)?;
+        if marian::is_here(folder) {
+            return marian::open(folder, &config);
+        }
         let library = if folder.join("tokenizer.json").is_file() {
             tokenizer_json(&folder.join("tokenizer.json"))?
         } else if folder.join("vocab.txt").is_file() {
@@ -53,7 +57,8 @@ impl Tokenizer {
         value["added_tokens"] = json!([added_token(256, END_OF_TEXT)]);
         let library = from_value(&value).expect("a constant tokenizer");
         let special = SpecialTokens { bos: Some(256), eos: Some(256), ..SpecialTokens::default() };
-        Tokenizer::assemble(library, special, Some("PreTrainedTokenizerFast".into())).expect("a constant tokenizer")
+        Tokenizer::assemble(library, special, Some("PreTrainedTokenizerFast".into()), None)
+            .expect("a constant tokenizer")
     }
 }
 
@@ -304,5 +309,5 @@ pub(super) fn finish(mut library: tokenizers::Tokenizer, config: &Config) -> Res
         .map(|t| AddedToken::from(t, true))
         .collect();
     library.add_special_tokens(missing).map_err(TextError::library)?;
-    Tokenizer::assemble(library, special, config.class.clone())
+    Tokenizer::assemble(library, special, config.class.clone(), None)
 }

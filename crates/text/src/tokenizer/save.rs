@@ -8,7 +8,7 @@ use std::path::Path;
 
 impl Tokenizer {
     /// Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`, and the vocabulary in its older
-    /// form (`vocab.txt`, or `vocab.json` with `merges.txt`) where it has one. `model_max_length` is the longest
+    /// form (`vocab.txt`, or `vocab.json` with `merges.txt`) where it has one; of Marian's, the files as they were read. `model_max_length` is the longest
     /// sequence that the model takes (`n_ctx`). The folder is made if need be.
     ///
     /// # Errors
@@ -16,6 +16,9 @@ impl Tokenizer {
     pub fn save(&self, folder: impl AsRef<Path>, model_max_length: Option<usize>) -> Result<()> {
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(|e| TextError::io(folder, e))?;
+        if let Some(marian) = self.marian() {
+            return marian.save(folder);
+        }
         let text = self.library().to_string(true).map_err(TextError::library)?;
         write(&folder.join("tokenizer.json"), &text)?;
 

@@ -235,7 +235,7 @@ fn bpe(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Progress
     let library = from_value(&value).map_err(TextError::library)?;
     // As GPT-2's published configuration has it.
     let special = SpecialTokens { bos: end, eos: end, unk: end, ..SpecialTokens::default() };
-    Tokenizer::assemble(library, special, None)
+    Tokenizer::assemble(library, special, None, None)
 }
 
 fn word_piece(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Progress>) -> Result<Tokenizer> {
@@ -307,7 +307,7 @@ fn word_piece(options: &TrainOptions, reader: &mut Reader<impl Documents, impl P
         mask: id("[MASK]"),
         ..SpecialTokens::default()
     };
-    Tokenizer::assemble(library, special, None)
+    Tokenizer::assemble(library, special, None, None)
 }
 
 /// The words that a normaliser and a pre-tokenizer make of a text.
@@ -344,7 +344,7 @@ fn unigram(options: &TrainOptions, reader: &mut Reader<impl Documents, impl Prog
     value["added_tokens"] = UNIGRAM.iter().enumerate().map(|(i, t)| added_token(i as u64, t)).collect();
     let library = from_value(&value).map_err(TextError::library)?;
     let special = SpecialTokens { pad: Some(0), eos: Some(1), unk: Some(2), ..SpecialTokens::default() };
-    Tokenizer::assemble(library, special, None)
+    Tokenizer::assemble(library, special, None, None)
 }
 
 /// The most frequent words; of equally frequent ones those that come first in the alphabet.

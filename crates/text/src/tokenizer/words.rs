@@ -40,7 +40,7 @@ pub(super) fn tokenizer(words: impl Iterator<Item = String>) -> Result<Tokenizer
     }
     let library = from_value(&value(vocab)).map_err(TextError::library)?;
     let special = SpecialTokens { eos: Some(0), bos: Some(1), unk: Some(2), ..SpecialTokens::default() };
-    Tokenizer::assemble(library, special, None)
+    Tokenizer::assemble(library, special, None, None)
 }
 
 impl Tokenizer {

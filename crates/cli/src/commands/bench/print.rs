@@ -38,6 +38,9 @@ fn write(out: &mut impl Write, report: &Report, measured: &Measured, parameters:
         seconds(measured.median()),
         spread(&report.seconds)
     )?;
+    if let Some(n) = report.lines_per_second {
+        writeln!(out, "lines/s    {:>10}   {} lines", short(n), grouped(measured.lines.unwrap_or(0) as u64))?;
+    }
     if measured.flops > 0.0 {
         writeln!(
             out,
@@ -132,6 +135,7 @@ pub(super) mod tests {
             threads: 2,
             kernel_level: "avx512".into(),
             tokens_per_second: 230.1,
+            lines_per_second: None,
             seconds: seconds.to_vec(),
             tokenizing_seconds: None,
             peak_rss_bytes: Some(3_310_000_000),
