@@ -2,7 +2,7 @@
 
 use crate::{Builder, CellOutput, Error, Init, Mixing, Result, Skip, StackSpec};
 use genus_ops::{
-    Activation, Branch, Layout, Lstm, Param, Precision, Spans, Tape, Value, dropout, linear, lstm, residual,
+    Activation, Branch, Layout, Lstm, Param, Precision, Spans, Tape, Value, dropout, linear, lstm, reshape, residual,
 };
 use std::sync::Arc;
 
@@ -63,7 +63,10 @@ impl RecurrentLayer {
 
     /// `[n, d]` to `[n, d]`.
     pub fn forward(&self, tape: &Tape, x: &Value, spans: &Spans) -> Result<Value> {
-        let x = dropout(tape, x, self.dropout)?;
+        // A value of the layer's own: where others read its input too (a mean of all layers), the layer's gradients are summed first,
+        // as they are when it is run again in the backward pass.
+        let x = reshape(tape, x, x.dims())?;
+        let x = dropout(tape, &x, self.dropout)?;
         let (input, bias) = (tape.param(&self.input), tape.param(&self.bias));
         let gates = linear(tape, &x, &input, Some(&bias), Layout::OutIn, Activation::Identity)?;
         let (recurrent, projection) = (tape.param(&self.recurrent), self.projection.as_ref().map(|p| tape.param(p)));

@@ -96,7 +96,8 @@ mod tests {
             })
             .sum::<f64>()
             / f64::from(runs as u32);
-        // The expectation takes the number of tries as given, which is near (measured: 1.5 % below), and 4,000 samples scatter by 1 %.
-        assert!((mean / truth - 1.0).abs() < 0.05, "{mean} instead of {truth}");
+        // How often a token is expected takes the number of tries as given, though it ends with the last new token: that makes sums
+        // of 10 of 50 tokens 5 % too large (measured; TensorFlow's sampler has the same), and less where fewer are drawn.
+        assert!((mean / truth - 1.05).abs() < 0.03, "{mean} instead of {truth}");
     }
 }
