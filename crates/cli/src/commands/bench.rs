@@ -70,7 +70,7 @@ struct Subject {
 #[derive(Debug, clap::Args)]
 struct Rows {
     /// Sequences in a batch.
-    #[arg(long, value_name = "N", default_value_t = 4, conflicts_with = "batch_tokens")]
+    #[arg(long, value_name = "N", default_value_t = 4)]
     batch: usize,
     /// Tokens of each.
     #[arg(long, value_name = "N", default_value_t = 512)]

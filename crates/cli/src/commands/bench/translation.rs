@@ -35,7 +35,7 @@ pub(super) struct PairFlags {
     #[arg(long, value_name = "FILE", requires = "source")]
     target: Vec<PathBuf>,
     /// Batches of at most that many tokens on either side, instead of --batch pairs.
-    #[arg(long, value_name = "N", requires = "source")]
+    #[arg(long, value_name = "N", requires = "source", conflicts_with = "batch")]
     batch_tokens: Option<usize>,
     /// Batches of a run: the first ones of the shuffled text [default: 4].
     #[arg(long, value_name = "N", requires = "source")]
