@@ -961,30 +961,40 @@ def published(root):
     dump(root / "counts.json", counts)
 
 
-def differences(left, right):
+# Folders that other generators make, by the beginnings of their names.
+OTHERS = {
+    "generate_xl.py": ("xl-",),
+    "generate_bidirectional.py": ("bilstm-", "elmo-", "bi-transformer-"),
+}
+
+
+def differences(left, right, owns):
+    """Files of the folders that `owns` says are ours which are missing, extra or differ."""
     files = lambda root: {p.relative_to(root) for p in root.rglob("*") if p.is_file()}
     ours = files(left)
     made = files(right)
     missing = [p for p in made if p not in ours or not filecmp.cmp(left / p, right / p, shallow=False)]
-    others = lambda p: "__pycache__" in p.parts or p.parts[0].startswith("xl-")  # made by generate_xl.py
-    extra = [p for p in ours - made if len(p.parts) > 1 and not others(p)]
+    extra = [p for p in ours - made if len(p.parts) > 1 and "__pycache__" not in p.parts and owns(p.parts[0])]
     return sorted(map(str, missing + extra))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def command(description, script, make):
+    """The command line of a generator: writes beside the script, or compares with what is there."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; compare with what is here")
-    arguments = parser.parse_args()
-    here = Path(__file__).resolve().parent
-    if not arguments.check:
-        generate(here)
+    script = Path(script).resolve()
+    if not parser.parse_args().check:
+        make(script.parent)
         return 0
+    own = OTHERS.get(script.name)
+    others = tuple(p for prefixes in OTHERS.values() for p in prefixes)
+    owns = lambda folder: folder.startswith(own) if own else not folder.startswith(others)
     with tempfile.TemporaryDirectory() as scratch:
-        generate(Path(scratch))
-        changed = differences(here, Path(scratch))
+        make(Path(scratch))
+        changed = differences(script.parent, Path(scratch), owns)
     print("\n".join(f"differs: {c}" for c in changed) or "the same bytes")
     return 1 if changed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(__doc__, __file__, generate))

@@ -9,10 +9,7 @@ mean over all tokens that have a token before them in their direction, in both d
 out step by step, since PyTorch's have no bounds; without bounds the two are compared here.
 """
 
-import argparse
 import sys
-import tempfile
-from pathlib import Path
 
 import generate as g
 import h5py
@@ -383,21 +380,5 @@ def generate_all(root):
     (root / "tolerances-bidirectional.json").write_text(g.tolerances_text(w.tolerances))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; compare with what is here")
-    here = Path(__file__).resolve().parent
-    if not parser.parse_args().check:
-        generate_all(here)
-        return 0
-    with tempfile.TemporaryDirectory() as scratch:
-        generate_all(Path(scratch))
-        made = [p.relative_to(scratch) for p in Path(scratch).rglob("*") if p.is_file()]
-        changed = [str(p) for p in sorted(made)
-                   if not (here / p).exists() or (here / p).read_bytes() != (Path(scratch) / p).read_bytes()]
-    print("\n".join(f"differs: {c}" for c in changed) or "the same bytes")
-    return 1 if changed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(g.command(__doc__, __file__, generate_all))

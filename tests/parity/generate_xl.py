@@ -9,13 +9,9 @@ memory carried from one to the next. Log-probabilities are those of the whole ro
 first of a row, across the borders of segments; no gradient flows through a memory.
 """
 
-import argparse
 import contextlib
-import json
 import sys
-import tempfile
 import warnings
-from pathlib import Path
 
 import generate as g
 import torch
@@ -259,21 +255,5 @@ def published(root):
     g.dump(root / "counts-xl.json", counts)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; compare with what is here")
-    here = Path(__file__).resolve().parent
-    if not parser.parse_args().check:
-        generate_all(here)
-        return 0
-    with tempfile.TemporaryDirectory() as scratch:
-        generate_all(Path(scratch))
-        made = [p.relative_to(scratch) for p in Path(scratch).rglob("*") if p.is_file()]
-        changed = [str(p) for p in sorted(made)
-                   if not (here / p).exists() or (here / p).read_bytes() != (Path(scratch) / p).read_bytes()]
-    print("\n".join(f"differs: {c}" for c in changed) or "the same bytes")
-    return 1 if changed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(g.command(__doc__, __file__, generate_all))

@@ -204,6 +204,7 @@ impl Stack {
             self.check_encoded(encoded, input.spans.len())?;
         }
         let mut all = Vec::new();
+        // A mean of all layers needs them, whether or not the caller wants them.
         let (asked, keep_all) = (keep_all, keep_all || self.mix.is_some());
         let keeps = keep_all || memories.is_some();
         let mut keep = |v: &Value| {
@@ -211,8 +212,8 @@ impl Stack {
                 all.push(v.clone());
             }
         };
-        let caches_none = caches.is_none();
         let x = self.embeddings.forward(tape, input, caches.as_deref())?;
+        let recompute = tape.recomputes() && !asked && caches.is_none();
         let (carried, distances) = self.carried(tape, &x, input, memories.as_deref(), caches.as_deref())?;
         let pass = Pass {
             spans: &input.spans,
@@ -220,7 +221,7 @@ impl Stack {
             carried: carried.clone().zip(distances.clone()),
             caches: caches.as_deref_mut(),
             ends,
-            recompute: tape.recomputes() && !asked && caches_none,
+            recompute,
         };
         let mut last = match &self.backward {
             None => self.forward.forward(tape, x, pass, &mut keep)?,
@@ -228,7 +229,6 @@ impl Stack {
                 let order = reversed(&input.spans);
                 let (mut ahead, mut back) = (Vec::new(), Vec::new());
                 let turned = gather_rows(tape, &x, &order)?;
-                let recompute = pass.recompute;
                 let again = Pass { recompute, ..Pass::over(&input.spans) };
                 let y = self.forward.forward(tape, x, pass, &mut |v| keeps_of(keep_all, &mut ahead, v))?;
                 let z = backward.forward(tape, turned, again, &mut |v| keeps_of(keep_all, &mut back, v))?;

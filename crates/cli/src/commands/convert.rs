@@ -45,8 +45,8 @@ pub(crate) struct Convert {
     /// Start a new file where one would exceed this size.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "5GB")]
     max_shard_size: u64,
-    /// The words of an ELMo as its authors published it (options and weights in HDF5), one a line. Other words are read by their
-    /// characters all the same.
+    /// The words of an ELMo as its authors published it (options and weights in HDF5), one a line. Commands that take text read other
+    /// words as <UNK>; the library takes their characters.
     #[arg(long, value_name = "FILE")]
     vocabulary: Option<PathBuf>,
 }
